@@ -1,0 +1,74 @@
+"""One transformer block, pre-norm, with one addition: it may receive a PE.
+
+    x = x + MSA(LN(x) + p)       p: the delivered PE, or nothing
+    x = x + MLP(LN(x))
+
+The delivered PE meets the *normalised* tokens and goes into the attention only; it is never added to the
+residual stream x. As the query-key-value map is linear, W(LN(x) + p) = W LN(x) + W p: a delivered PE is a
+bias on queries, keys and values that differs from position to position.
+
+Sources: ViT (Dosovitskiy et al. 2021), Eq. 2 and 3; the place where p enters: LaPE (Yu et al. 2023).
+Shapes: B images, N tokens, D width, H heads.
+"""
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from torchvision.ops import StochasticDepth
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention (MSA), (B, N, D) -> (B, N, D). ValueError if H does not divide D."""
+
+    def __init__(self, width: int, heads: int, *, dropout: float = 0.0, attention_dropout: float = 0.0):
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"{heads} heads do not divide width {width}: choose a width that is a multiple of heads")
+        self.heads, self.attention_dropout = heads, attention_dropout
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        B, N, D = x.shape
+        qkv = self.qkv(x).view(B, N, 3, self.heads, D // self.heads)        # (B, N, D) -> (B, N, 3, H, D / H)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)                      # 3 x (B, H, N, D / H)
+        x = scaled_dot_product_attention(q, k, v, dropout_p=self.attention_dropout if self.training else 0.0)
+        x = x.transpose(1, 2).reshape(B, N, D)                              # (B, H, N, D / H) -> (B, N, D)
+        return self.dropout(self.proj(x))
+
+
+class Mlp(nn.Module):
+    """Two linear maps with a GELU between them, the same for every token, (B, N, D) -> (B, N, D)."""
+
+    def __init__(self, width: int, hidden: int, *, dropout: float = 0.0):
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.act = nn.GELU()
+        self.fc2 = nn.Linear(hidden, width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.dropout(self.act(self.fc1(x)))                             # (B, N, D) -> (B, N, hidden)
+        return self.dropout(self.fc2(x))                                    # (B, N, hidden) -> (B, N, D)
+
+
+class Block(nn.Module):
+    """x (B, N, D), pe (1, N, D) or None -> (B, N, D). It never learns which schedule the PE comes from.
+
+    stochastic_depth: probability of dropping each of the two branches, image by image, in training.
+    """
+
+    def __init__(self, width: int, heads: int, *, mlp_ratio: float = 4.0, dropout: float = 0.0,
+                 attention_dropout: float = 0.0, stochastic_depth: float = 0.0):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.attn = Attention(width, heads, dropout=dropout, attention_dropout=attention_dropout)
+        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.mlp = Mlp(width, int(width * mlp_ratio), dropout=dropout)
+        self.drop_path = StochasticDepth(stochastic_depth, mode="row")
+
+    def forward(self, x: Tensor, pe: Tensor | None = None) -> Tensor:
+        y = self.norm1(x)                                                   # (B, N, D)
+        if pe is not None:
+            y = y + pe                                                      # (B, N, D) + (1, N, D)
+        x = x + self.drop_path(self.attn(y))
+        return x + self.drop_path(self.mlp(self.norm2(x)))

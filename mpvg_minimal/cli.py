@@ -1,0 +1,182 @@
+"""What the two training scripts share: the flags, the settings they make, and the way from settings to a run.
+
+A flag that is not given leaves the recipe's value (recipes.py). What a run was told is its `settings`: plain types,
+kept in OUT/config.json and in every checkpoint, and compared when a run is resumed.
+"""
+import argparse
+import json
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+
+from . import data, distributed, plots
+from .errors import UserError
+from .run import Run, start
+from .train import fit
+from .vit import SIZES, ViT
+
+MODEL_KEYS = ("model", "pool", "pe", "pe_init", "image_size", "num_classes")
+
+
+class Parser(argparse.ArgumentParser):
+    """A wrong flag is one line on stderr, not a page of usage."""
+
+    def error(self, message: str) -> None:
+        raise UserError(f"{message} ({self.prog} --help lists the flags)")
+
+
+def number(kind: type, *, above: float | None = None, least: float | None = None) -> Any:
+    """An argparse type: an int or a float within bounds, finite."""
+    def parse(text: str):
+        value = kind(text)                                      # ValueError: argparse says that it is no such number
+        if not abs(value) < float("inf") or above is not None and value <= above or least is not None and value < least:
+            bound = f"above {above}" if above is not None else f"at least {least}"
+            raise argparse.ArgumentTypeError(f"{text} is out of range: it must be {bound}")
+        return value
+    parse.__name__ = {int: "whole number", float: "number"}[kind]
+    return parse
+
+
+def add_flags(parser: argparse.ArgumentParser, models: list[str]) -> None:
+    """The flags of both scripts. Those that name the model default to None, "not given"."""
+    parser.add_argument("--data-dir", default="data", help="where the data is, or goes (default: %(default)s)")
+    parser.add_argument("--model", choices=models, help="default: the recipe's")
+    parser.add_argument("--gap", dest="pool", action="store_const", const="gap",
+                        help="global average pooling (default: a class token)")
+    where = parser.add_mutually_exclusive_group()
+    for flag, name, text in (("--mpvg", "mpvg", "PE to every block after the first, and to the last norm"),
+                             ("--pvg", "pvg", "as --mpvg without the last norm"),
+                             ("--lape", "lape", "layer-wise PE: to every block, not at the input"),
+                             ("--no-pe", "none", "no position embedding at all")):
+        where.add_argument(flag, dest="pe", action="store_const", const=name, help=f"{text} (default: PE added once)")
+    parser.add_argument("--pe-init", choices=["learned", "sincos2d"], help="default: learned; sincos2d is fixed")
+    parser.add_argument("--epochs", type=number(int, least=1))
+    parser.add_argument("--batch-size", type=number(int, least=1), help="images per update, over all processes")
+    parser.add_argument("--lr", type=number(float, above=0), help="peak learning rate, for that batch size")
+    parser.add_argument("--ema", type=number(float, least=0), metavar="DECAY", help="average the weights; 0: do not")
+    parser.add_argument("--seed", type=number(int, least=0), default=0)
+    parser.add_argument("--limit", type=number(int, least=1), metavar="N", help="only N training and N test images")
+    parser.add_argument("--workers", type=number(int, least=0), help="processes that load images (default: by cores)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: %(default)s)")
+    parser.add_argument("--amp", choices=["auto", "bf16", "fp16", "off"], default="auto", help="mixed precision on CUDA")
+    parser.add_argument("--compile", action="store_true", help="torch.compile the model")
+    parser.add_argument("--out", type=Path, help="the run's folder (default: runs/ and the settings)")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in OUT")
+
+
+def settings_of(args: argparse.Namespace, recipe: dict[str, Any], **more: Any) -> dict[str, Any]:
+    """The recipe with what the flags say instead, and `more`."""
+    given = {key: getattr(args, key) for key in ("model", "epochs", "batch_size", "lr", "ema")}
+    if given["ema"] is not None and given["ema"] >= 1:
+        raise UserError(f"--ema {given['ema']}: a decay is below 1, for instance 0.9999")
+    return {**recipe, **{key: value for key, value in given.items() if value is not None},
+            "pool": args.pool or "cls", "pe": args.pe or "once", "pe_init": args.pe_init or "learned",
+            "seed": args.seed, "limit": args.limit, "accumulate": 1, **more}
+
+
+def choose_device(name: str) -> torch.device:
+    """UserError if the device is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"--device {name} is no device: choose auto, cpu, cuda, cuda:1 or mps") from error
+    there = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    if device.index is not None and device.index >= there.get(device.type, 0) or not there.get(device.type):
+        raise UserError(f"--device {name}: there are {there.get(device.type, 0)} such devices here; choose auto or cpu")
+    return device
+
+
+def choose_amp(name: str, device: torch.device) -> torch.dtype | None:
+    """bfloat16 where the card computes in it, else float16; float32 (None) on CPU and MPS."""
+    if device.type != "cuda":
+        if name in ("bf16", "fp16"):
+            raise UserError(f"--amp {name} needs --device cuda: on {device.type} training is in float32")
+        return None
+    native = torch.cuda.is_bf16_supported(including_emulation=False)
+    name = ("bf16" if native else "fp16") if name == "auto" else name
+    return {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}[name]
+
+
+def choose_out(args: argparse.Namespace, settings: dict[str, Any]) -> Path:
+    """The run's folder, made if need be. UserError if it cannot be written, or holds a run and --resume is not given."""
+    name = "{dataset}_{model}_{pool}_{pe}_seed{seed}".format(**settings)
+    out = args.out or Path("runs") / name
+    holds = (out / "config.json").exists()
+    if holds and not args.resume and not distributed.was_restarted():
+        raise UserError(f"{out} holds a run already: --resume goes on with it, another --out starts a new one")
+    if args.resume and not holds and not distributed.was_restarted():
+        raise UserError(f"--resume, but {out} holds no run: start one without --resume, or name its folder by --out")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        probe = out / f".writable.{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"--out {out} cannot be written ({error.strerror}): name another folder") from error
+    return out
+
+
+def environment(device: torch.device) -> dict[str, str]:
+    """What else a result depends on: versions, machine, commit."""
+    git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, capture_output=True, text=True)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()}, {os.cpu_count()} cores"
+    return {"python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__,
+            "device": f"{device.type}: {name}", "commit": git.stdout.strip() or "unknown"}
+
+
+def build_model(settings: dict[str, Any]) -> ViT:
+    """The model that the settings name, freshly initialised from the settings' seed."""
+    torch.manual_seed(settings["seed"])
+    return SIZES[settings["model"]](settings["num_classes"], pool=settings["pool"], pe=settings["pe"],
+                                    pe_init=settings["pe_init"], image_size=settings["image_size"],
+                                    stochastic_depth=settings["stochastic_depth"],
+                                    attention_dropout=settings["attention_dropout"])
+
+
+def build_batches(source: data.Source, settings: dict[str, Any], *, train: bool, workers: int | None,
+                  device: torch.device) -> data.Batches:
+    """The training or the test images of a source, for this process."""
+    augment = settings["augment"] if train else None
+    transform = data.augmentation(source, **augment) if augment else data.plain(source)
+    if workers is None:                                         # nothing to decode or augment: no process for it
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        workers = 0 if transform is None else min(16, cores // distributed.count())
+    return data.Batches(data.take(source.train if train else source.test, settings["limit"]), transform,
+                        batch_size=settings["batch_size"], train=train, seed=settings["seed"], workers=workers,
+                        rank=distributed.rank(), world=distributed.count(), pin_memory=device.type == "cuda")
+
+
+def prepare_on(device: torch.device, source: data.Source) -> Any:
+    """uint8 images on the device -> normalised ones."""
+    mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (source.mean, source.std))
+    return lambda images: data.normalise(images, mean, std)
+
+
+def train(args: argparse.Namespace, settings: dict[str, Any], source: data.Source, out: Path, device: torch.device) -> Run:
+    """Build all parts, train to the end, draw the curves."""
+    amp = choose_amp(args.amp, device)
+    model = build_model(settings)
+    run = start(model, settings, out=out, device=device, amp=amp, compiled=args.compile)
+    if (out / "config.json").exists():
+        if args.resume or any(out.glob("checkpoint*.pt")):
+            run.load()
+    parts = {name: build_batches(source, settings, train=name == "train", workers=args.workers, device=device)
+             for name in ("train", "test")}
+    if distributed.is_first():
+        config = {"settings": settings, "environment": environment(device), "data_dir": args.data_dir}
+        (out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")              # TF32 for what stays in float32
+    mix = data.mixing(settings["num_classes"], mixup=settings["mixup"], cutmix=settings["cutmix"])
+    history = fit(run, parts["train"], parts["test"], prepare=prepare_on(device, source), mix=mix)
+    if distributed.is_first():
+        plots.draw_curves(history, out / "curves.png")
+        print(f"test accuracy: {history[-1]['top1']:.2f} %")
+    return run

@@ -1,0 +1,61 @@
+"""Many processes, one model: what training needs beyond DistributedDataParallel. With one process, all of it is free.
+
+`torchrun` starts the processes and tells each its place in environment variables. Tensors on CPU are reduced by
+gloo and tensors on a GPU by NCCL, in one process group.
+"""
+import os
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def start(device: torch.device) -> torch.device:
+    """Joins the group if `torchrun` started this process. Returns the device of this process."""
+    if "LOCAL_RANK" not in os.environ:
+        return device
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    return device
+
+
+def stop() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def count() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes files and prints."""
+    return rank() == 0
+
+
+def was_restarted() -> bool:
+    """Whether `torchrun --max-restarts` started this process again after a failure."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+
+
+def summed(tensor: Tensor) -> Tensor:
+    """The sum over all processes, in every process."""
+    if dist.is_initialized():
+        tensor = tensor.clone()
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def agree(number: int) -> int:
+    """The largest of the processes' numbers, in every process. On CPU, so it does not wait for a GPU."""
+    if not dist.is_initialized():
+        return number
+    tensor = torch.tensor(number)
+    dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+    return int(tensor)

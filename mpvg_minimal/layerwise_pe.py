@@ -1,0 +1,123 @@
+"""Where the position embedding (PE) goes: once at the input, or to every layer through a LayerNorm of its own.
+
+A ViT adds PE once, to the tokens. From then on every LayerNorm (LN) scales token and position together,
+with one affine for both. LaPE gives PE an LN of its own in every block and hands it on from block to block:
+
+    p_l = LN'_l(p_{l-1})              p_0 is the learnt PE itself, LN'_l has its own affine
+    x   = x + MSA(LN_l(x) + p_l)      the block's part: see block.py
+
+MPVG also hands PE to the last LN, y = LN(x) + LN'_last(p_0): that part is balance.py.
+
+Note the signature of `LayerwisePE.forward()`: it takes no image. PE is the same for every image, so all
+p_l are computed once a step on (1, N, D) and broadcast, and delivering one costs a block one addition.
+
+Sources: LaPE is Yu et al., ICCV 2023 (arXiv 2212.05262), and exact. MPVG is Lee, Ham and Kim, AAAI 2025
+(arXiv 2502.02919), known to us through its abstract and public reviews that quote its equations, not its
+full text: what is our reading is marked so. Shapes: N tokens (with the class token, if any), D width, L blocks.
+"""
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class PESchedule:
+    """Four switches that say where PE goes. `PESchedule.named("mpvg")` gives the published settings.
+
+    add_at_input: x = tokens + p_0 before block 1.
+    first_block:  the first block, counted from 1, that receives PE; it and all later ones do. None: no block.
+    hierarchical: each block normalises what the block before it received (LaPE), else p_0 itself.
+    at_last_norm: None, "initial" (p_0) or "delivered" (p_L, what the last block received).
+
+    ValueError for a combination that contradicts itself; `check(depth)` also knows the number of blocks.
+    """
+
+    add_at_input: bool = True
+    first_block: int | None = 2
+    hierarchical: bool = True
+    at_last_norm: str | None = "initial"
+
+    def __post_init__(self):
+        if self.at_last_norm not in (None, "initial", "delivered"):
+            raise ValueError(f'at_last_norm is {self.at_last_norm!r}, expected None, "initial" or "delivered"')
+        if self.first_block is not None and self.first_block < 1:
+            raise ValueError(f"first_block is {self.first_block}, but blocks are counted from 1 (None: no block)")
+        if self.first_block is None and self.hierarchical:
+            raise ValueError("hierarchical, but first_block is None: PE that no block receives cannot be handed on")
+        if self.first_block is None and self.at_last_norm == "delivered":
+            raise ValueError('at_last_norm is "delivered", but first_block is None: nothing was delivered to a block')
+
+    @classmethod
+    def named(cls, name: str) -> "PESchedule":
+        """The settings that have names: "none", "once" (ViT), "lape", "pvg", "mpvg"."""
+        named = {
+            "none": cls(False, None, False, None),
+            "once": cls(True, None, False, None),           # ViT: exact
+            "lape": cls(False, 1, True, None),              # LaPE: exact, its official code
+            "pvg": cls(True, 2, True, None),                # paper, second hand; p_0 at the input is our reading
+            "mpvg": cls(True, 2, True, "initial"),          # last norm: paper, second hand; the rest as for pvg
+        }
+        if name not in named:
+            raise ValueError(f"no PE schedule is called {name!r}: choose one of {', '.join(named)}")
+        return named[name]
+
+    @property
+    def uses_pe(self) -> bool:
+        return self.add_at_input or self.first_block is not None or self.at_last_norm is not None
+
+    def check(self, depth: int) -> None:
+        """ValueError if PE would start beyond the last of `depth` blocks."""
+        if self.first_block is not None and self.first_block > depth:
+            raise ValueError(f"first_block is {self.first_block}, but the model has {depth} blocks: no block gets PE")
+
+
+def sincos2d(grid: tuple[int, int], width: int) -> Tensor:
+    """Fixed 2-D sine-cosine PE, (1, rows * columns, D): half of D tells the column, half the row.
+
+    Source: Chen et al. 2021 (MoCo v3). ValueError if 4 does not divide the width.
+    """
+    if width % 4:
+        raise ValueError(f"2-D sine-cosine PE needs a width that 4 divides, got {width}")
+    rows, columns = torch.meshgrid(torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij")
+    frequency = 10000.0 ** (-torch.arange(width // 4) / (width // 4))           # (D / 4,)
+    column, row = (place.flatten()[:, None] * frequency for place in (columns, rows))   # (N, D / 4) each
+    return torch.cat([column.sin(), column.cos(), row.sin(), row.cos()], dim=1)[None]   # (1, N, D)
+
+
+class LayerwisePE(nn.Module):
+    """PE as every layer receives it. A LayerNorm exists only where the schedule uses one.
+
+    init: "learned" (a parameter, truncated normal, std 0.02) or "sincos2d" (fixed; the class token's row is 0).
+    """
+
+    def __init__(self, schedule: PESchedule, *, grid: tuple[int, int], width: int, depth: int,
+                 class_token: bool = False, init: str = "learned"):
+        super().__init__()
+        schedule.check(depth)
+        if init not in ("learned", "sincos2d"):
+            raise ValueError(f'pe_init is {init!r}, expected "learned" or "sincos2d"')
+        self.schedule, self.depth = schedule, depth
+        self.pos_embed = None                                                   # p_0: (1, N, D)
+        if schedule.uses_pe and init == "learned":
+            tokens = grid[0] * grid[1] + class_token
+            self.pos_embed = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, tokens, width), std=0.02))
+        elif schedule.uses_pe:
+            fixed = nn.functional.pad(sincos2d(grid, width), (0, 0, int(class_token), 0))
+            del self.pos_embed
+            self.register_buffer("pos_embed", fixed, persistent=False)          # computed, so never stored
+        blocks = 0 if schedule.first_block is None else depth - schedule.first_block + 1
+        self.norms = nn.ModuleList(nn.LayerNorm(width, eps=1e-6) for _ in range(blocks))     # LN'_l
+
+    def forward(self) -> tuple[Tensor | None, list[Tensor | None], Tensor | None]:
+        """(PE for the input, [PE for block 1 ... L], PE for the last norm), each (1, N, D) or None.
+
+        The last one is handed over as it is, p_0 or p_L: its LayerNorm belongs to the last norm (balance.py).
+        """
+        p, schedule = self.pos_embed, self.schedule
+        block_pes: list[Tensor | None] = [None] * (self.depth - len(self.norms))
+        for norm in self.norms:
+            p = norm(p if schedule.hierarchical else self.pos_embed)            # p_l = LN'_l(p_{l-1})
+            block_pes.append(p)
+        last_pe = {None: None, "initial": self.pos_embed, "delivered": p}[schedule.at_last_norm]
+        return (self.pos_embed if schedule.add_at_input else None), block_pes, last_pe

@@ -1,0 +1,39 @@
+"""Images to tokens: cut the image into patches and map each patch linearly to a token.
+
+A convolution whose stride equals its kernel size sees every patch exactly once and no two patches
+together, so it IS one linear map applied to every patch. That is how every ViT implements it.
+
+Source: Dosovitskiy et al. 2021 (ViT), Eq. 1, without the position embedding: that is layerwise_pe.py.
+Shapes: B images, H x W their height and width in pixels, P patch size, N tokens, D width.
+"""
+from torch import Tensor, nn
+
+
+def pair(size: int | tuple[int, int]) -> tuple[int, int]:
+    """One number for both sides, or (height, width) as it is."""
+    return (size, size) if isinstance(size, int) else tuple(size)
+
+
+class PatchEmbed(nn.Module):
+    """(B, channels, H, W) images -> (B, N, D) tokens, N = (H / P) * (W / P), row by row.
+
+    `grid` is (H / P, W / P). ValueError if P does not divide the image, at construction, or if the
+    images that arrive have another size or number of channels than the ones it was built for.
+    """
+
+    def __init__(self, *, image_size: int | tuple[int, int], patch_size: int, width: int, channels: int = 3):
+        super().__init__()
+        self.image_size, self.channels = pair(image_size), channels
+        if any(side < patch_size or side % patch_size for side in self.image_size):
+            raise ValueError(f"patch size {patch_size} does not divide image size {self.image_size}: choose a multiple")
+        self.patch_size = patch_size
+        self.grid = (self.image_size[0] // patch_size, self.image_size[1] // patch_size)
+        self.proj = nn.Conv2d(channels, width, kernel_size=patch_size, stride=patch_size)
+
+    def forward(self, images: Tensor) -> Tensor:
+        expected = (self.channels, *self.image_size)
+        if images.ndim != 4 or tuple(images.shape[1:]) != expected:
+            raise ValueError(f"images of shape {tuple(images.shape)}, but this model takes (B, {expected[0]}, "
+                             f"{expected[1]}, {expected[2]}): resize them or build the model with another image_size")
+        x = self.proj(images)                       # (B, 3, H, W) -> (B, D, H / P, W / P)
+        return x.flatten(2).transpose(1, 2)         # (B, D, H / P, W / P) -> (B, N, D)

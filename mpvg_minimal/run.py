@@ -1,0 +1,98 @@
+"""What a training run consists of: everything that a checkpoint holds, and nothing else.
+
+Source of the loss scaling: Micikevicius et al. 2018 (mixed precision); weight decay on linear maps only: as in DeiT.
+"""
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from . import checkpoint, distributed
+
+COUNTERS = ("epoch", "step", "updates", "skipped", "history")
+
+
+@dataclass
+class Run:
+    """What is trained, with what, and how far it is."""
+
+    model: nn.Module
+    wrapped: nn.Module                  # the model, or DistributedDataParallel around it
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler        # scales the loss in fp16, passes everything through otherwise
+    ema: AveragedModel | None           # the averaged model, which is then the one tested
+    settings: dict[str, Any]
+    out: Path
+    device: torch.device
+    amp: torch.dtype | None             # bfloat16, float16, or None for float32
+    totals: Tensor                      # this epoch's loss sum and number of correct images, on the device
+    bad_step: Tensor                    # first step of this epoch, from 1, with a non-finite gradient; 0: none
+    epoch: int = 0                      # epochs finished
+    step: int = 0                       # steps finished in this epoch
+    updates: int = 0                    # optimizer updates in all: the steps, less those that fp16 skipped
+    skipped: int = 0                    # fp16: skipped steps in a row
+    history: list[dict[str, Any]] = field(default_factory=list)     # one dict of metrics for each epoch
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, dtype=self.amp or torch.bfloat16, enabled=self.amp is not None)
+
+    def save(self) -> None:
+        """Write OUT/checkpoint.pt and OUT/metrics.jsonl, from the first process."""
+        if not distributed.is_first():
+            return
+        checkpoint.save(self.out, {
+            "settings": self.settings, "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(), "ema": self.ema.state_dict() if self.ema else None,
+            "totals": self.totals.cpu(), **{name: getattr(self, name) for name in COUNTERS}})
+        temporary = self.out / "metrics.jsonl.tmp"
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in self.history))
+        os.replace(temporary, self.out / "metrics.jsonl")
+
+    def load(self) -> None:
+        """Go on from OUT's newest checkpoint. UserError if there is none, or other settings made it."""
+        saved = checkpoint.newest(self.out)
+        checkpoint.refuse_other_settings(saved["settings"], self.settings, may_differ=("epochs",))
+        self.model.load_state_dict(saved["model"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        if self.scaler.is_enabled() and saved["scaler"]:
+            self.scaler.load_state_dict(saved["scaler"])
+        if self.ema:
+            self.ema.load_state_dict(saved["ema"])
+        self.totals.copy_(saved["totals"])
+        for name in COUNTERS:
+            setattr(self, name, saved[name])
+
+
+def start(model: nn.Module, settings: dict[str, Any], *, out: Path, device: torch.device,
+          amp: torch.dtype | None = None, compiled: bool = False) -> Run:
+    """Put the model on the device and make its optimizer, loss scaler and averaged copy."""
+    model.to(device)
+    ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings["ema"])) if settings["ema"] else None
+    if compiled:
+        model.compile()                 # in place, so the names of the parameters stay
+    wrapped = model
+    if torch.distributed.is_initialized():
+        wrapped = DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
+    optimizer = torch.optim.AdamW(parameter_groups(model, settings["weight_decay"]), lr=settings["lr"], fused=True)
+    exact = torch.float32 if device.type == "mps" else torch.float64
+    return Run(model, wrapped, optimizer, torch.amp.GradScaler(device.type, enabled=amp is torch.float16), ema,
+               settings, out, device, amp, totals=torch.zeros(2, dtype=exact, device=device),
+               bad_step=torch.zeros((), dtype=torch.int64, device=device))
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Two groups: weight decay for the weights of linear maps; none for norms, biases, PE and the class token.
+
+    By name: PE and the class token have three dimensions, so "all with two or more" would decay them.
+    """
+    decay, rest = [], []
+    for name, parameter in model.named_parameters():
+        spared = parameter.ndim < 2 or name.endswith(("pos_embed", "cls_token"))
+        (rest if spared else decay).append(parameter)
+    return [{"params": decay, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]

@@ -1,0 +1,38 @@
+"""Every random draw is a function of where it happens: (seed, epoch, step) or (seed, epoch, image).
+
+The usual way keeps one stream of random numbers, so what an image looks like depends on everything drawn
+before it: the number of workers, an evaluation in between, a restart. Here nothing is kept. The order of an
+epoch comes from (seed, epoch), an image's augmentation from (seed, epoch, index), a step's dropout and mixing
+from (seed, epoch, step). So workers cannot matter, and a resumed run needs no generator's state to go on
+bit for bit.
+"""
+from contextlib import contextmanager
+from hashlib import blake2b
+
+import torch
+
+
+def seed_of(*key: str | int) -> int:
+    """A 63-bit seed; keys that differ anywhere give unrelated seeds. Begin a key with a word for its purpose."""
+    digest = blake2b(",".join(map(str, key)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def generator(*key: str | int) -> torch.Generator:
+    """A CPU generator of its own for this key."""
+    return torch.Generator().manual_seed(seed_of(*key))
+
+
+@contextmanager
+def seeded(*key: str | int):
+    """Inside, torch's CPU generator is at this key's start; afterwards it is where it was.
+
+    torchvision's transforms draw from that generator and take no other. Not `torch.manual_seed`, which
+    would move the generators of the GPUs too and not put them back.
+    """
+    before = torch.get_rng_state()
+    torch.default_generator.manual_seed(seed_of(*key))
+    try:
+        yield
+    finally:
+        torch.set_rng_state(before)
