@@ -16,7 +16,7 @@ def main() -> None:
     recipe = recipes.SHAPES if args.dataset == "shapes" else recipes.CIFAR
     settings = cli.settings_of(args, recipe, dataset=args.dataset)
     out = cli.choose_out(args, settings)
-    source = data.open_shapes() if args.dataset == "shapes" else data.open_cifar(args.dataset, args.data_dir)
+    source = data.open_source(args.dataset, args.data_dir)
     settings |= dict(num_classes=len(source.classes), image_size=source.image_size)
     cli.train(args, settings, source, out, device)
     distributed.stop()

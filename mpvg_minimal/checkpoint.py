@@ -92,5 +92,5 @@ def refuse_other_settings(saved: dict[str, Any], now: dict[str, Any], *, may_dif
     """UserError naming the first key whose value is not the checkpoint's."""
     for key in sorted(saved.keys() | now.keys()):
         if key not in may_differ and saved.get(key) != now.get(key):
-            raise UserError(f"the checkpoint was made with {key} = {saved.get(key)!r}, but this run has {now.get(key)!r}: "
-                            "give the same, or start a new run in another --out")
+            raise UserError(f"the checkpoint was made with {key} = {saved.get(key)!r}, but this run has "
+                            f"{now.get(key)!r}: give the same, or start a new run in another --out")

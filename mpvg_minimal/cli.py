@@ -20,8 +20,6 @@ from .run import Run, start
 from .train import fit
 from .vit import SIZES, ViT
 
-MODEL_KEYS = ("model", "pool", "pe", "pe_init", "image_size", "num_classes")
-
 
 class Parser(argparse.ArgumentParser):
     """A wrong flag is one line on stderr, not a page of usage."""
@@ -63,7 +61,8 @@ def add_flags(parser: argparse.ArgumentParser, models: list[str]) -> None:
     parser.add_argument("--limit", type=number(int, least=1), metavar="N", help="only N training and N test images")
     parser.add_argument("--workers", type=number(int, least=0), help="processes that load images (default: by cores)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: %(default)s)")
-    parser.add_argument("--amp", choices=["auto", "bf16", "fp16", "off"], default="auto", help="mixed precision on CUDA")
+    parser.add_argument("--amp", choices=["auto", "bf16", "fp16", "off"], default="auto",
+                        help="mixed precision, on CUDA only")
     parser.add_argument("--compile", action="store_true", help="torch.compile the model")
     parser.add_argument("--out", type=Path, help="the run's folder (default: runs/ and the settings)")
     parser.add_argument("--resume", action="store_true", help="go on with the run in OUT")
@@ -76,7 +75,7 @@ def settings_of(args: argparse.Namespace, recipe: dict[str, Any], **more: Any) -
         raise UserError(f"--ema {given['ema']}: a decay is below 1, for instance 0.9999")
     return {**recipe, **{key: value for key, value in given.items() if value is not None},
             "pool": args.pool or "cls", "pe": args.pe or "once", "pe_init": args.pe_init or "learned",
-            "seed": args.seed, "limit": args.limit, "accumulate": 1, **more}
+            "seed": args.seed, "limit": args.limit, "accumulate": getattr(args, "accumulate", 1), **more}
 
 
 def choose_device(name: str) -> torch.device:
@@ -105,7 +104,7 @@ def choose_amp(name: str, device: torch.device) -> torch.dtype | None:
 
 
 def choose_out(args: argparse.Namespace, settings: dict[str, Any]) -> Path:
-    """The run's folder, made if need be. UserError if it cannot be written, or holds a run and --resume is not given."""
+    """The run's folder, made if need be. UserError if it cannot be written, or holds a run and no --resume is given."""
     name = "{dataset}_{model}_{pool}_{pe}_seed{seed}".format(**settings)
     out = args.out or Path("runs") / name
     holds = (out / "config.json").exists()
@@ -120,24 +119,29 @@ def choose_out(args: argparse.Namespace, settings: dict[str, Any]) -> Path:
         probe.unlink()
     except OSError as error:
         raise UserError(f"--out {out} cannot be written ({error.strerror}): name another folder") from error
+    distributed.agree(0)                # no process writes there before all have looked
     return out
 
 
 def environment(device: torch.device) -> dict[str, str]:
     """What else a result depends on: versions, machine, commit."""
-    git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, capture_output=True, text=True)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()}, {os.cpu_count()} cores"
+    git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, capture_output=True,
+                         text=True)
+    cpu = f"{platform.machine()}, {os.cpu_count()} cores"
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
     return {"python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__,
             "device": f"{device.type}: {name}", "commit": git.stdout.strip() or "unknown"}
 
 
 def build_model(settings: dict[str, Any]) -> ViT:
-    """The model that the settings name, freshly initialised from the settings' seed."""
+    """The model that the settings name, freshly initialised from the settings' seed. UserError if they do not fit."""
+    options = {key: settings[key] for key in ("num_classes", "pool", "pe", "pe_init", "image_size", "stochastic_depth",
+                                              "attention_dropout")}
     torch.manual_seed(settings["seed"])
-    return SIZES[settings["model"]](settings["num_classes"], pool=settings["pool"], pe=settings["pe"],
-                                    pe_init=settings["pe_init"], image_size=settings["image_size"],
-                                    stochastic_depth=settings["stochastic_depth"],
-                                    attention_dropout=settings["attention_dropout"])
+    try:
+        return SIZES[settings["model"]](**options)
+    except ValueError as error:
+        raise UserError(f"{settings['model']} cannot be built: {error}") from error
 
 
 def build_batches(source: data.Source, settings: dict[str, Any], *, train: bool, workers: int | None,
@@ -153,20 +157,38 @@ def build_batches(source: data.Source, settings: dict[str, Any], *, train: bool,
                         rank=distributed.rank(), world=distributed.count(), pin_memory=device.type == "cuda")
 
 
+def read_config(run: Path) -> dict[str, Any]:
+    """RUN/config.json. UserError if the folder holds no run."""
+    try:
+        return json.loads((run / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{run} holds no run: config.json is missing or damaged ({type(error).__name__})") from error
+
+
+def load_model(saved: dict[str, Any]) -> ViT:
+    """The model of a checkpoint (see checkpoint.py), the averaged one if the run kept one, in eval mode."""
+    model = build_model(saved["settings"])
+    weights = saved["model"]
+    if saved["ema"]:
+        weights = {name.removeprefix("module."): w for name, w in saved["ema"].items() if name.startswith("module.")}
+    model.load_state_dict(weights)
+    return model.eval()
+
+
 def prepare_on(device: torch.device, source: data.Source) -> Any:
     """uint8 images on the device -> normalised ones."""
     mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (source.mean, source.std))
     return lambda images: data.normalise(images, mean, std)
 
 
-def train(args: argparse.Namespace, settings: dict[str, Any], source: data.Source, out: Path, device: torch.device) -> Run:
-    """Build all parts, train to the end, draw the curves."""
+def train(args: argparse.Namespace, settings: dict[str, Any], source: data.Source, out: Path,
+          device: torch.device) -> Run:
+    """Build all parts, train to the end, draw the curves, print the test accuracy."""
     amp = choose_amp(args.amp, device)
     model = build_model(settings)
     run = start(model, settings, out=out, device=device, amp=amp, compiled=args.compile)
-    if (out / "config.json").exists():
-        if args.resume or any(out.glob("checkpoint*.pt")):
-            run.load()
+    if any(out.glob("checkpoint*.pt")):
+        run.load()                                              # without one, the run was killed in its first epoch
     parts = {name: build_batches(source, settings, train=name == "train", workers=args.workers, device=device)
              for name in ("train", "test")}
     if distributed.is_first():

@@ -6,8 +6,9 @@ processes, so a recipe is the same on one GPU and on eight. Shapes: B images, 3 
 """
 import signal
 import urllib.error
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Iterator, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,6 +35,13 @@ class Source(NamedTuple):
 CIFAR_STATS = {"cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
                "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762))}
 IMAGENET_STATS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+def open_source(dataset: str, data_dir: str, image_size: int = 224) -> Source:
+    """By name: "shapes", "cifar10", "cifar100" or "imagenet", the only one that has no size of its own."""
+    if dataset == "shapes":
+        return open_shapes()
+    return open_imagenet(data_dir, image_size) if dataset == "imagenet" else open_cifar(dataset, data_dir)
 
 
 def open_shapes() -> Source:
@@ -66,11 +74,11 @@ def open_imagenet(data_dir: str, image_size: int = 224) -> Source:
     train, val = splits
     if train.classes != val.classes:
         differ = sorted(set(train.classes) ^ set(val.classes))
-        raise UserError(f"{data_dir}: train/ and val/ hold different classes, among them {differ[0]}: both need the same")
+        raise UserError(f"{data_dir}: train/ and val/ hold different classes, {differ[0]} for instance: both need the same")
     return Source(train, val, train.classes, image_size, *IMAGENET_STATS)
 
 
-def augmentation(source: Source, *, scale: tuple[float, float], rand_augment: int, erasing: float) -> v2.Compose:
+def augmentation(source: Source, *, scale: list[float], rand_augment: int, erasing: float) -> v2.Compose:
     """Crop, flip, RandAugment, random erasing: PIL image -> (3, H, W) uint8.
 
     rand_augment is the magnitude on timm's scale of 0 to 10, which the published recipes use: timm draws two
@@ -138,7 +146,7 @@ class Batches:
 
     def __init__(self, dataset: Dataset, transform: v2.Transform | None, *, batch_size: int, train: bool, seed: int = 0,
                  workers: int = 0, rank: int = 0, world: int = 1, pin_memory: bool = False):
-        if batch_size % world:
+        if train and batch_size % world:
             raise UserError(f"batch size {batch_size} cannot be shared by {world} processes: choose a multiple")
         if train and len(dataset) < batch_size:
             raise UserError(f"{len(dataset)} training images are fewer than one batch of {batch_size}: "
@@ -155,7 +163,7 @@ class Batches:
         return self.size // self.batch_size if self.train else -(-self.size // self.batch_size)
 
     def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of this process in this epoch, from step `start` on."""
+        """The batches of this process in this epoch, from step `start` on. UserError for an image without sense."""
         self.position = (epoch, start)
         return iter(self.loader)
 

@@ -1,4 +1,5 @@
 """A user's mistake is one line on stderr and exit code 2; a mistake of ours is a traceback."""
+import os
 import sys
 from contextlib import contextmanager
 
@@ -29,5 +30,6 @@ def one_line_errors():
     try:
         yield
     except UserError as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr, flush=True)
+        process = f"[rank {os.environ['RANK']}] " if "RANK" in os.environ else ""       # set by torchrun
+        print(f"{process}error:", " ".join(str(error).split()), file=sys.stderr, flush=True)
         raise SystemExit(error.exit_code) from None

@@ -1,7 +1,7 @@
 """SIGTERM (a cluster wants its machine back) and SIGINT (Ctrl-C): noted when they come, acted on between steps."""
 import signal
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Iterator
 
 
 class Interrupt:

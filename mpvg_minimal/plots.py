@@ -3,8 +3,6 @@
 The counterbalance figure is drawn as in the paper: tokens in the top row, PE in the bottom row, one column for each
 layer with the last norm at the end, N upwards and D to the right, the correlation written below.
 """
-import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ import matplotlib.pyplot as plt
 import torch
 
 from .balance import Balance, counterbalance
+from .errors import UserError, one_line_errors
 
 matplotlib.use("Agg")                                           # files only, no window
 
@@ -32,14 +31,16 @@ def draw_curves(history: list[dict[str, Any]], path: Path) -> None:
 
 def draw_counterbalance(balances: list[Balance], path: Path) -> None:
     """Heatmaps of mean token embedding and delivered PE, a column for each place."""
-    figure, axes = plt.subplots(2, len(balances), figsize=(1.7 * len(balances) + 1, 4), layout="constrained", squeeze=False)
+    size = (1.7 * len(balances) + 1, 4)
+    figure, axes = plt.subplots(2, len(balances), figsize=size, layout="constrained", squeeze=False)
     for column, balance in enumerate(balances):
         top, bottom = axes[:, column]
         for axis, values in ((top, balance.tokens), (bottom, balance.pe)):
             axis.set(xticks=[], yticks=[])
             if values is not None:
                 limit = values.abs().max().item()               # each map on its own scale: directions are compared
-                axis.imshow(values.cpu(), aspect="auto", cmap="coolwarm", vmin=-limit, vmax=limit, interpolation="nearest")
+                axis.imshow(values.cpu(), aspect="auto", cmap="coolwarm", vmin=-limit, vmax=limit,
+                            interpolation="nearest")
         top.set_title(balance.place, fontsize=9)
         bottom.set_xlabel("no PE" if balance.pe is None else f"r = {balance.correlation:+.2f}", fontsize=9)
     axes[0, 0].set_ylabel("tokens: N")
@@ -51,3 +52,32 @@ def draw_counterbalance(balances: list[Balance], path: Path) -> None:
 def _save(figure: plt.Figure, path: Path) -> None:
     figure.savefig(path, dpi=120)
     plt.close(figure)
+
+
+def main() -> None:
+    from . import checkpoint, cli, data  # here alone: the functions above need none of it
+
+    parser = cli.Parser(prog="python -m mpvg_minimal.plots", description=__doc__.split("\n")[0])
+    parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder")
+    parser.add_argument("--images", type=cli.number(int, least=2), default=512, help="test images to average over")
+    args = parser.parse_args()
+    saved = checkpoint.newest(args.run)
+    if not saved["history"]:
+        raise UserError(f"{args.run} has not finished an epoch: there is nothing to draw yet")
+    draw_curves(saved["history"], args.run / "curves.png")
+    settings = saved["settings"] | {"limit": args.images, "batch_size": args.images}
+    source = data.open_source(settings["dataset"], cli.read_config(args.run)["data_dir"], settings["image_size"])
+    cpu = torch.device("cpu")
+    batches = cli.build_batches(source, settings, train=False, workers=0, device=cpu)
+    images, _ = next(batches.epoch())
+    balances = counterbalance(cli.load_model(saved), cli.prepare_on(cpu, source)(images))
+    draw_counterbalance(balances, args.run / "counterbalance.png")
+    for balance in balances:
+        if balance.pe is not None:
+            print(f"{balance.place:10}  correlation {balance.correlation:+.3f}  cosine {balance.cosine:+.3f}")
+    print(f"drawn: {args.run / 'curves.png'}, {args.run / 'counterbalance.png'}")
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main()

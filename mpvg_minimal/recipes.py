@@ -3,7 +3,7 @@
 A recipe is for its full length. A shorter run keeps its proportions: warm-up is a share of the steps.
 """
 
-# 60 seconds on two CPU cores. No augmentation: it would move the shapes, and where they stand is the label.
+# Under 60 seconds on two CPU cores. No augmentation: it would move the shapes, and where they stand is the label.
 SHAPES = dict(
     model="vit_nano", epochs=8, batch_size=128,
     lr=1e-3, final_lr=1e-5, warmup=1 / 30, weight_decay=0.05, label_smoothing=0.0, clip_grad=1.0,
@@ -14,12 +14,12 @@ SHAPES = dict(
 CIFAR = dict(
     model="vit_lite", epochs=300, batch_size=128,
     lr=6e-4, final_lr=1e-5, warmup=10 / 300, weight_decay=0.06, label_smoothing=0.1, clip_grad=0.0,
-    mixup=0.8, cutmix=1.0, augment=dict(scale=(0.8, 1.0), rand_augment=9, erasing=0.25),
+    mixup=0.8, cutmix=1.0, augment=dict(scale=[0.8, 1.0], rand_augment=9, erasing=0.25),
     stochastic_depth=0.1, attention_dropout=0.1, ema=0.0)
 
 # DeiT on ImageNet-1k (Touvron et al. 2021), batch 1024 in all, without distillation and repeated augmentation.
 IMAGENET = dict(
     model="deit_tiny", epochs=300, batch_size=1024,
     lr=1e-3, final_lr=1e-5, warmup=5 / 300, weight_decay=0.05, label_smoothing=0.1, clip_grad=0.0,
-    mixup=0.8, cutmix=1.0, augment=dict(scale=(0.08, 1.0), rand_augment=9, erasing=0.25),
+    mixup=0.8, cutmix=1.0, augment=dict(scale=[0.08, 1.0], rand_augment=9, erasing=0.25),
     stochastic_depth=0.1, attention_dropout=0.0, ema=0.0)

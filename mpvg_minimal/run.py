@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from . import checkpoint, distributed
+from .errors import UserError
 
 COUNTERS = ("epoch", "step", "updates", "skipped", "history")
 
@@ -40,7 +41,7 @@ class Run:
     history: list[dict[str, Any]] = field(default_factory=list)     # one dict of metrics for each epoch
 
     def autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, dtype=self.amp or torch.bfloat16, enabled=self.amp is not None)
+        return autocast(self.device, self.amp)
 
     def save(self) -> None:
         """Write OUT/checkpoint.pt and OUT/metrics.jsonl, from the first process."""
@@ -58,6 +59,9 @@ class Run:
         """Go on from OUT's newest checkpoint. UserError if there is none, or other settings made it."""
         saved = checkpoint.newest(self.out)
         checkpoint.refuse_other_settings(saved["settings"], self.settings, may_differ=("epochs",))
+        if self.settings["epochs"] < saved["settings"]["epochs"]:
+            raise UserError(f"the run was started for {saved['settings']['epochs']} epochs, got --epochs "
+                            f"{self.settings['epochs']}: on resume it may only grow")
         self.model.load_state_dict(saved["model"])
         self.optimizer.load_state_dict(saved["optimizer"])
         if self.scaler.is_enabled() and saved["scaler"]:
@@ -67,6 +71,11 @@ class Run:
         self.totals.copy_(saved["totals"])
         for name in COUNTERS:
             setattr(self, name, saved[name])
+
+
+def autocast(device: torch.device, amp: torch.dtype | None) -> torch.autocast:
+    """Mixed precision in this type; None: float32 throughout."""
+    return torch.autocast(device.type, dtype=amp or torch.bfloat16, enabled=amp is not None)
 
 
 def start(model: nn.Module, settings: dict[str, Any], *, out: Path, device: torch.device,

@@ -10,8 +10,9 @@ Shapes: B images of one process in one step, K classes. The settings' keys: see 
 """
 import math
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any, Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -82,11 +83,11 @@ def look(run: Run) -> tuple[float, float]:
     loss, correct, bad_step = torch.stack([*run.totals, run.bad_step]).tolist()     # the one wait for the device
     last_good = f"the last good checkpoint is that of epoch {run.epoch}" if run.epoch else "no epoch was finished"
     if bad_step:
-        raise NonFinite(f"the loss or its gradient is not finite in epoch {run.epoch + 1}, step {int(bad_step)}; no update "
-                        f"was made from it, {last_good}. Try a smaller --lr")
+        raise NonFinite(f"the loss or its gradient is not finite in epoch {run.epoch + 1}, step {int(bad_step)}; "
+                        f"no update was made from it, {last_good}. Try a smaller --lr")
     if run.skipped >= GIVE_UP:
-        raise NonFinite(f"the gradient overflowed in fp16 in {run.skipped} steps in a row, up to epoch {run.epoch + 1}, "
-                        f"step {run.step}; {last_good}. Try a smaller --lr or --amp off")
+        raise NonFinite(f"the gradient overflowed in fp16 in {run.skipped} steps in a row, up to epoch "
+                        f"{run.epoch + 1}, step {run.step}; {last_good}. Try a smaller --lr or --amp off")
     images = run.step * run.settings["batch_size"] / distributed.count()
     return loss / images, 100 * correct / images
 
@@ -115,7 +116,7 @@ def train_epoch(run: Run, batches: Any, *, prepare: Callable, mix: Callable | No
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, batches: Any, *, prepare: Callable, device: torch.device, autocast: Any = nullcontext(),
+def evaluate(model: nn.Module, batches: Any, *, prepare: Callable, device: torch.device, autocast: Any,
              between: Callable = lambda: None) -> tuple[float, float]:
     """(mean loss, top-1 in %) over all images of all processes, exactly. `between` is called after each batch."""
     model.eval()
@@ -163,9 +164,10 @@ def fit(run: Run, train: Any, test: Any, *, prepare: Callable, mix: Callable | N
             run.epoch, run.step = run.epoch + 1, 0
             run.totals.zero_()
             run.history.append({
-                "epoch": run.epoch, "train_loss": loss / seen, "train_top1": 100 * correct / seen, "test_loss": test_loss,
-                "top1": top1, "lr": run.optimizer.param_groups[0]["lr"], "seconds": round(time.perf_counter() - began, 3),
-                "images_per_second": round((1 - first / len(train)) * seen / trained, 1)})
+                "epoch": run.epoch, "train_loss": loss / seen, "train_top1": 100 * correct / seen,
+                "test_loss": test_loss, "top1": top1, "lr": run.optimizer.param_groups[0]["lr"],
+                "images_per_second": round((1 - first / len(train)) * seen / trained, 1),
+                "seconds": round(time.perf_counter() - began, 3)})
             run.save()
             report(run.history[-1], run.settings["epochs"])
     return run.history

@@ -77,7 +77,7 @@ def vit_nano(num_classes: int = 16, **options) -> ViT:
 
 
 def vit_lite(num_classes: int = 10, **options) -> ViT:
-    """ViT-Lite-7/4 (Hassani et al. 2021): 32 x 32, patch 4 (N = 64), D 256, L 7, H 4, MLP ratio 2; 3.72 M parameters."""
+    """ViT-Lite-7/4 (Hassani et al. 2021): 32 x 32, patch 4 (N = 64), D 256, L 7, H 4, MLP ratio 2; 3.7 M parameters."""
     return _sized(options, num_classes, image_size=32, patch_size=4, width=256, depth=7, heads=4, mlp_ratio=2)
 
 

@@ -1,0 +1,61 @@
+"""Train a DeiT-sized ViT on ImageNet, or on any folder of images, by DeiT's recipe.
+
+    python train_imagenet.py --gap --mpvg --data-dir IMAGENET                               one GPU
+    torchrun --nproc-per-node 8 train_imagenet.py --gap --mpvg --data-dir IMAGENET          eight GPUs
+    python train_imagenet.py --data-dir IMAGENET --eval runs/NAME/checkpoint.pt             test a checkpoint
+
+IMAGENET holds train/CLASS/*.jpg and val/CLASS/*.jpg. --batch-size counts the images of one update over all
+processes, so the recipe is the same everywhere. Accuracy and hours on ImageNet: not measured.
+"""
+import argparse
+from pathlib import Path
+
+from mpvg_minimal import checkpoint, cli, data, distributed, recipes
+from mpvg_minimal.errors import one_line_errors
+from mpvg_minimal.run import autocast
+from mpvg_minimal.train import evaluate
+
+
+def parse() -> argparse.Namespace:
+    parser = cli.Parser(description=__doc__.split("\n")[0])
+    cli.add_flags(parser, models=["deit_tiny", "deit_small", "deit_base", "vit_lite", "vit_nano"])
+    parser.add_argument("--image-size", type=cli.number(int, least=1), help="default: 224")
+    parser.add_argument("--accumulate", type=cli.number(int, least=1), default=1,
+                        help="parts that each process takes its share of a batch in, to save memory")
+    parser.add_argument("--eval", type=Path, metavar="CHECKPOINT", help="only test this checkpoint on val/")
+    return parser.parse_args()
+
+
+def test(args: argparse.Namespace, device) -> None:
+    """--eval: the checkpoint says which model it is; a flag that says otherwise is refused."""
+    saved = checkpoint.read(args.eval)
+    given = {key: getattr(args, key) for key in ("model", "pool", "pe", "pe_init", "image_size")}
+    source = data.open_source("imagenet", args.data_dir, saved["settings"]["image_size"])
+    given |= {"dataset": "imagenet", "num_classes": len(source.classes)}
+    given = {key: value for key, value in given.items() if value is not None}
+    checkpoint.refuse_other_settings({key: saved["settings"][key] for key in given}, given)
+    settings = saved["settings"] | {"limit": args.limit}
+    batches = cli.build_batches(source, settings, train=False, workers=args.workers, device=device)
+    amp = cli.choose_amp(args.amp, device)
+    loss, top1 = evaluate(cli.load_model(saved).to(device), batches, prepare=cli.prepare_on(device, source),
+                          device=device, autocast=autocast(device, amp))
+    if distributed.is_first():
+        print(f"test loss: {loss:.4f}\ntest accuracy: {top1:.2f} %")
+
+
+def main() -> None:
+    args = parse()
+    device = distributed.start(cli.choose_device(args.device))
+    if args.eval:
+        test(args, device)
+    else:
+        settings = cli.settings_of(args, recipes.IMAGENET, dataset="imagenet", image_size=args.image_size or 224)
+        out = cli.choose_out(args, settings)
+        source = data.open_source("imagenet", args.data_dir, settings["image_size"])
+        cli.train(args, settings | dict(num_classes=len(source.classes)), source, out, device)
+    distributed.stop()
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main()
