@@ -1,7 +1,7 @@
 """A finished run as pictures: `python -m mpvg_minimal.plots RUN` draws RUN/curves.png and RUN/counterbalance.png.
 
 The counterbalance figure is drawn as in the paper: tokens in the top row, PE in the bottom row, one column for each
-layer with the last norm at the end, N upwards and D to the right, the correlation written below.
+layer with the last norm at the end, D to the right and N downwards, the correlation written below.
 """
 from pathlib import Path
 from typing import Any
