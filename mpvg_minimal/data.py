@@ -4,7 +4,9 @@ Images stay uint8 until they are on the device (a quarter of the bytes to move) 
 Batches are built for steps, not for processes: `batch_size` counts the images of one optimizer step over all
 processes, so a recipe is the same on one GPU and on eight. Shapes: B images, 3 channels, H x W pixels.
 """
+import os
 import signal
+import threading
 import urllib.error
 import zlib
 from collections.abc import Iterator
@@ -239,9 +241,15 @@ class Batches:
 
 
 def outlive_signal(_worker: int) -> None:
-    """Ctrl-C, a cluster and `torchrun` signal the workers too: they stay, so that the main process can save.
-
-    Only the first SIGTERM is outlived: at its end the main process ends a worker that hangs by another two.
-    """
+    """Ctrl-C, a cluster and `torchrun` signal the workers too: they stay, so that the main process can save."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+    if hasattr(signal, "sigwaitinfo"):              # Linux tells who sent a signal
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        threading.Thread(target=end_by, args=(os.getppid(),), daemon=True).start()
+
+
+def end_by(main_process: int) -> None:
+    """Ends this process at the first SIGTERM from the main one, which it sends when it ends itself."""
+    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != main_process:
+        pass
+    os._exit(0)
