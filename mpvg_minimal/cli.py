@@ -46,12 +46,13 @@ def add_flags(parser: argparse.ArgumentParser, models: list[str]) -> None:
     parser.add_argument("--model", choices=models, help="default: the recipe's")
     parser.add_argument("--gap", dest="pool", action="store_const", const="gap",
                         help="global average pooling (default: a class token)")
-    where = parser.add_mutually_exclusive_group()
-    for flag, name, text in (("--mpvg", "mpvg", "PE to every block after the first, and to the last norm"),
+    where = parser.add_argument_group("position embedding (PE)", "without one of these it is added once, at the input")
+    where = where.add_mutually_exclusive_group()
+    for flag, name, text in (("--mpvg", "mpvg", "to every block after the first, and to the last norm"),
                              ("--pvg", "pvg", "as --mpvg without the last norm"),
-                             ("--lape", "lape", "layer-wise PE: to every block, not at the input"),
-                             ("--no-pe", "none", "no position embedding at all")):
-        where.add_argument(flag, dest="pe", action="store_const", const=name, help=f"{text} (default: PE added once)")
+                             ("--lape", "lape", "to every block, not at the input"),
+                             ("--no-pe", "none", "none at all")):
+        where.add_argument(flag, dest="pe", action="store_const", const=name, help=text)
     parser.add_argument("--pe-init", choices=["learned", "sincos2d"], help="default: learned; sincos2d is fixed")
     parser.add_argument("--epochs", type=number(int, least=1))
     parser.add_argument("--batch-size", type=number(int, least=1), help="images per update, over all processes")
