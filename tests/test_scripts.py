@@ -69,7 +69,8 @@ def metrics(out):
 
 def test_shapes_from_nothing_to_pictures(tmp_path):
     out = tmp_path / "run"
-    done = run(SCRIPT["cifar"], "--gap", "--mpvg", "--dataset", "shapes", "--limit", "384", "--epochs", "2", "--out", out)
+    flags = ["--gap", "--mpvg", "--dataset", "shapes", "--limit", "384", "--epochs", "2", "--out", out]
+    done = run(SCRIPT["cifar"], *flags)
     assert {"config.json", "metrics.jsonl", "checkpoint.pt", "curves.png"} <= {path.name for path in out.iterdir()}
     lines = metrics(out)
     assert [line["epoch"] for line in lines] == [1, 2]
@@ -84,8 +85,7 @@ def test_shapes_from_nothing_to_pictures(tmp_path):
     assert "last norm   correlation" in drawn.stdout
     with Image.open(out / "counterbalance.png") as picture:
         assert len(picture.convert("L").getcolors(256)) > 50            # heatmaps, not an empty page
-    again = run(SCRIPT["cifar"], "--gap", "--mpvg", "--dataset", "shapes", "--limit", "384", "--epochs", "2", "--out",
-                out, expect=2)
+    again = run(SCRIPT["cifar"], *flags, expect=2)
     assert again.stderr.startswith("error: ") and "--resume" in again.stderr and again.stderr.count("\n") == 1
 
 
