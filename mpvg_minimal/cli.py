@@ -5,6 +5,7 @@ kept in OUT/config.json and in every checkpoint, and compared when a run is resu
 """
 import argparse
 import json
+import math
 import os
 import platform
 import subprocess
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 import torchvision
 
-from . import data, distributed, plots
+from . import checkpoint, data, distributed, plots
 from .errors import UserError
 from .run import Run, start
 from .train import fit
@@ -28,12 +29,13 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message} ({self.prog} --help lists the flags)")
 
 
-def number(kind: type, *, above: float | None = None, least: float | None = None) -> Any:
+def number(kind: type, *, above: float | None = None, least: float | None = None, below: float = math.inf) -> Any:
     """An argparse type: an int or a float within bounds, finite."""
     def parse(text: str):
         value = kind(text)                                      # ValueError: argparse says that it is no such number
-        if not abs(value) < float("inf") or above is not None and value <= above or least is not None and value < least:
+        if not abs(value) < below or above is not None and value <= above or least is not None and value < least:
             bound = f"above {above}" if above is not None else f"at least {least}"
+            bound += f" and below {below}" if below < math.inf else ""
             raise argparse.ArgumentTypeError(f"{text} is out of range: it must be {bound}")
         return value
     parse.__name__ = {int: "whole number", float: "number"}[kind]
@@ -57,8 +59,9 @@ def add_flags(parser: argparse.ArgumentParser, models: list[str]) -> None:
     parser.add_argument("--epochs", type=number(int, least=1))
     parser.add_argument("--batch-size", type=number(int, least=1), help="images per update, over all processes")
     parser.add_argument("--lr", type=number(float, above=0), help="peak learning rate, for that batch size")
-    parser.add_argument("--ema", type=number(float, least=0), metavar="DECAY", help="average the weights; 0: do not")
-    parser.add_argument("--seed", type=number(int, least=0), default=0)
+    parser.add_argument("--ema", type=number(float, least=0, below=1), metavar="DECAY",
+                        help="average the weights, for instance 0.9999; 0: do not")
+    parser.add_argument("--seed", type=number(int, least=0, below=2 ** 63), default=0)
     parser.add_argument("--limit", type=number(int, least=1), metavar="N", help="only N training and N test images")
     parser.add_argument("--workers", type=number(int, least=0), help="processes that load images (default: by cores)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: %(default)s)")
@@ -72,15 +75,13 @@ def add_flags(parser: argparse.ArgumentParser, models: list[str]) -> None:
 def settings_of(args: argparse.Namespace, recipe: dict[str, Any], **more: Any) -> dict[str, Any]:
     """The recipe with what the flags say instead, and `more`."""
     given = {key: getattr(args, key) for key in ("model", "epochs", "batch_size", "lr", "ema")}
-    if given["ema"] is not None and given["ema"] >= 1:
-        raise UserError(f"--ema {given['ema']}: a decay is below 1, for instance 0.9999")
     return {**recipe, **{key: value for key, value in given.items() if value is not None},
             "pool": args.pool or "cls", "pe": args.pe or "once", "pe_init": args.pe_init or "learned",
             "seed": args.seed, "limit": args.limit, "accumulate": getattr(args, "accumulate", 1), **more}
 
 
-def choose_device(name: str) -> torch.device:
-    """UserError if the device is not there."""
+def choose_device(name: str, amp: str = "auto") -> torch.device:
+    """UserError if the device is not there, or cannot compute in the precision asked for."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
@@ -90,6 +91,7 @@ def choose_device(name: str) -> torch.device:
     there = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
     if device.index is not None and device.index >= there.get(device.type, 0) or not there.get(device.type):
         raise UserError(f"--device {name}: there are {there.get(device.type, 0)} such devices here; choose auto or cpu")
+    choose_amp(amp, device)
     return device
 
 
@@ -108,14 +110,18 @@ def choose_out(args: argparse.Namespace, settings: dict[str, Any]) -> Path:
     """The run's folder, made if need be. UserError if it cannot be written, or holds a run and no --resume is given."""
     name = "{dataset}_{model}_{pool}_{pe}_seed{seed}".format(**settings)
     out = args.out or Path("runs") / name
-    holds = (out / "config.json").exists()
-    if holds and not args.resume and not distributed.was_restarted():
-        raise UserError(f"{out} holds a run already: --resume goes on with it, another --out starts a new one")
-    if args.resume and not holds and not distributed.was_restarted():
-        raise UserError(f"--resume, but {out} holds no run: start one without --resume, or name its folder by --out")
     try:
+        config = (out / "config.json").exists()
+        holds = config or any(out.glob("checkpoint*.pt"))
+        if holds and not args.resume and not distributed.was_restarted():
+            raise UserError(f"{out} holds a run already: --resume goes on with it, another --out starts a new one")
+        if args.resume and not holds and not distributed.was_restarted():
+            raise UserError(f"--resume, but {out} holds no run: start one without it, or name its folder by --out")
+        if config:                      # before the data is opened; the checkpoint's own settings are compared later
+            saved = {key: read_config(out)["settings"].get(key) for key in settings}
+            checkpoint.refuse_other_settings(saved, settings, may_differ=("epochs",))
         out.mkdir(parents=True, exist_ok=True)
-        probe = out / f".writable.{os.getpid()}"
+        probe = out / f".writable.{distributed.rank()}"
         probe.touch()
         probe.unlink()
     except OSError as error:
@@ -155,7 +161,8 @@ def build_batches(source: data.Source, settings: dict[str, Any], *, train: bool,
         workers = 0 if transform is None else min(16, cores // distributed.count())
     return data.Batches(data.take(source.train if train else source.test, settings["limit"]), transform,
                         batch_size=settings["batch_size"], train=train, seed=settings["seed"], workers=workers,
-                        rank=distributed.rank(), world=distributed.count(), pin_memory=device.type == "cuda")
+                        rank=distributed.rank(), world=distributed.count(), pin_memory=device.type == "cuda",
+                        image_size=source.image_size, classes=len(source.classes))
 
 
 def read_config(run: Path) -> dict[str, Any]:
@@ -190,11 +197,15 @@ def train(args: argparse.Namespace, settings: dict[str, Any], source: data.Sourc
     run = start(model, settings, out=out, device=device, amp=amp, compiled=args.compile)
     if any(out.glob("checkpoint*.pt")):
         run.load()                                              # without one, the run was killed in its first epoch
+    position = run.epoch << 32 | run.step
+    if distributed.agree(position) != position:
+        raise UserError(f"{out} is not the same for all processes: another one found a newer checkpoint; "
+                        "--out has to be a folder that all of them share")
     parts = {name: build_batches(source, settings, train=name == "train", workers=args.workers, device=device)
              for name in ("train", "test")}
     if distributed.is_first():
         config = {"settings": settings, "environment": environment(device), "data_dir": args.data_dir}
-        (out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        checkpoint.write_text(out / "config.json", json.dumps(config, indent=2) + "\n")
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")              # TF32 for what stays in float32
     mix = data.mixing(settings["num_classes"], mixup=settings["mixup"], cutmix=settings["cutmix"])
