@@ -103,7 +103,8 @@ def measure(name: str, device: torch.device, amp: torch.dtype | None, *, batch: 
     for label, model in models.items():
         model.to(device)
         row = {"model": name, "variant": label, "compiled": compiled, "batch": batch,
-               "parameters": sum(p.numel() for p in model.parameters()), "gflop_forward": forward_flops(model, images) / 1e9}
+               "parameters": sum(p.numel() for p in model.parameters()),
+               "gflop_forward": forward_flops(model, images) / 1e9}
         if label != "mpvg, folded":
             row["kept_mb_per_image"] = kept_for_backward(model, images[:2]) / 2e6
             run = start(model, CIFAR, out=Path(), device=device, amp=amp, compiled=compiled)
@@ -148,14 +149,17 @@ def summary(what: str, seconds: list[float], once: list[float], batch: int) -> d
 
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows as a Markdown table."""
-    lines = ["| model | PE | parameters | GFLOP forward | kept for backward (MB an image) | training images/s | to `once` | "
-             "inference images/s | to `once` |", "|---|---|---|---|---|---|---|---|---|"]
+    lines = ["| model | PE | parameters | GFLOP forward | MB kept for backward, an image | training images/s "
+             "| to `once` | inference images/s | to `once` |", "|---|---|---|---|---|---|---|---|---|"]
     for row in rows:
+        kept = f"{row['kept_mb_per_image']:.2f}" if "kept_mb_per_image" in row else "–"
         cells = [row["model"] + (", compiled" if row["compiled"] else ""), row["variant"], f"{row['parameters']:,}",
-                 f"{row['gflop_forward']:.3f}", f"{row['kept_mb_per_image']:.2f}" if "kept_mb_per_image" in row else "–"]
+                 f"{row['gflop_forward']:.3f}", kept]
         for what in ("train", "inference"):
-            known = f"{what}_ratio" in row
-            cells += [f"{row[f'{what}_images_per_second']:,.0f}", f"{row[f'{what}_ratio']:.3f}"] if known else ["–", "–"]
+            if f"{what}_ratio" in row:
+                cells += [f"{row[f'{what}_images_per_second']:,.0f}", f"{row[f'{what}_ratio']:.3f}"]
+            else:
+                cells += ["–", "–"]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -165,7 +169,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=list(BATCH), default=["vit_lite", "deit_tiny", "deit_small"])
     parser.add_argument("--device", default="auto")
     parser.add_argument("--amp", choices=["auto", "bf16", "fp16", "off"], default="auto")
-    parser.add_argument("--batch", type=cli.number(int, least=1), help="images at a time (default: by model and device)")
+    parser.add_argument("--batch", type=cli.number(int, least=1), help="images at a time (default: by model)")
     parser.add_argument("--rounds", type=cli.number(int, least=1), default=7)
     parser.add_argument("--compile", action="store_true", help="measure compiled models too")
     parser.add_argument("--peers", action="store_true", help="beside timm's and vit-pytorch's ViT")
@@ -177,8 +181,9 @@ def main() -> None:
     for name in args.models:
         for compiled in (False, True) if args.compile else (False,):
             batch = args.batch or BATCH[name][device.type == "cuda"]
-            rows += measure(name, device, amp, batch=batch, rounds=args.rounds, compiled=compiled, peers=args.peers)
-            print(table(rows[-(len(rows) // max(1, len({(r['model'], r['compiled']) for r in rows}))):]), flush=True)
+            new = measure(name, device, amp, batch=batch, rounds=args.rounds, compiled=compiled, peers=args.peers)
+            rows += new
+            print(table(new), flush=True)
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / f"cost_{device.type}.json"
     path.write_text(json.dumps({"command": " ".join(["python -m mpvg_minimal.cost", *sys.argv[1:]]),

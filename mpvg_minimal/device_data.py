@@ -19,6 +19,7 @@ from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional as F
 
 from .data import Batches, Source
+from .errors import UserError
 from .seeding import generator
 
 TRIES = 10                                          # torchvision draws a rectangle up to ten times until it fits
@@ -154,6 +155,9 @@ class DeviceBatches:
         images = [image if isinstance(image, Tensor) else F.pil_to_tensor(image) for image, _ in pairs]
         self.images = torch.stack(images).to(device)                                    # (size, 3, H, W) uint8
         self.labels = torch.tensor([label for _, label in pairs], device=device)        # (size,)
+        if self.labels.min() < 0 or self.labels.max() >= len(source.classes):
+            raise UserError(f"labels go from {self.labels.min()} to {self.labels.max()}, expected 0 to "
+                            f"{len(source.classes) - 1}")
 
     def __len__(self) -> int:
         return len(self.order)
