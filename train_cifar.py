@@ -14,7 +14,7 @@ def main() -> None:
     args = parser.parse_args()
     device = distributed.start(cli.choose_device(args.device, args.amp))
     recipe = recipes.SHAPES if args.dataset == "shapes" else recipes.CIFAR
-    settings = cli.settings_of(args, recipe, dataset=args.dataset)
+    settings = cli.settings_of(args, device, recipe, dataset=args.dataset)
     out = cli.choose_out(args, settings)
     source = data.open_source(args.dataset, args.data_dir)
     cli.train(args, settings | source.identity(), source, out, device)

@@ -50,7 +50,8 @@ def main() -> None:
     if args.eval:
         test(args, device)
     else:
-        settings = cli.settings_of(args, recipes.IMAGENET, dataset="imagenet", image_size=args.image_size or 224)
+        settings = cli.settings_of(args, device, recipes.IMAGENET, dataset="imagenet",
+                                   image_size=args.image_size or 224)
         out = cli.choose_out(args, settings)
         source = data.open_source("imagenet", args.data_dir, settings["image_size"])
         cli.train(args, settings | source.identity(), source, out, device)

@@ -16,6 +16,7 @@ import torch
 import torchvision
 
 from . import checkpoint, data, distributed, plots
+from .device_data import DeviceBatches
 from .errors import UserError
 from .run import Run, start
 from .train import fit
@@ -48,12 +49,13 @@ def add_flags(parser: argparse.ArgumentParser, models: list[str]) -> None:
     parser.add_argument("--model", choices=models, help="default: the recipe's")
     parser.add_argument("--gap", dest="pool", action="store_const", const="gap",
                         help="global average pooling (default: a class token)")
-    where = parser.add_mutually_exclusive_group()
-    for flag, name, text in (("--mpvg", "mpvg", "PE to every block after the first, and to the last norm"),
+    where = parser.add_argument_group("position embedding (PE)", "without one of these it is added once, at the input")
+    where = where.add_mutually_exclusive_group()
+    for flag, name, text in (("--mpvg", "mpvg", "to every block after the first, and to the last norm"),
                              ("--pvg", "pvg", "as --mpvg without the last norm"),
-                             ("--lape", "lape", "layer-wise PE: to every block, not at the input"),
-                             ("--no-pe", "none", "no position embedding at all")):
-        where.add_argument(flag, dest="pe", action="store_const", const=name, help=f"{text} (default: PE added once)")
+                             ("--lape", "lape", "to every block, not at the input"),
+                             ("--no-pe", "none", "none at all")):
+        where.add_argument(flag, dest="pe", action="store_const", const=name, help=text)
     parser.add_argument("--pe-init", choices=["learned", "sincos2d"], help="default: learned; sincos2d is fixed")
     parser.add_argument("--epochs", type=number(int, least=1))
     parser.add_argument("--batch-size", type=number(int, least=1), help="images per update, over all processes")
@@ -62,6 +64,8 @@ def add_flags(parser: argparse.ArgumentParser, models: list[str]) -> None:
                         help="average the weights, for instance 0.9999; 0: do not")
     parser.add_argument("--seed", type=number(int, least=0, below=2 ** 63), default=0)
     parser.add_argument("--limit", type=number(int, least=1), metavar="N", help="only N training and N test images")
+    parser.add_argument("--loader", choices=["auto", "device", "workers"], default="auto",
+                        help="hold and augment the images on the device, or in worker processes (auto: by the data)")
     parser.add_argument("--workers", type=number(int, least=0), help="processes that load images (default: by cores)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: %(default)s)")
     parser.add_argument("--amp", choices=["auto", "bf16", "fp16", "off"], default="auto",
@@ -71,12 +75,21 @@ def add_flags(parser: argparse.ArgumentParser, models: list[str]) -> None:
     parser.add_argument("--resume", action="store_true", help="go on with the run in OUT")
 
 
-def settings_of(args: argparse.Namespace, recipe: dict[str, Any], **more: Any) -> dict[str, Any]:
+def settings_of(args: argparse.Namespace, device: torch.device, recipe: dict[str, Any], **more: Any) -> dict[str, Any]:
     """The recipe with what the flags say instead, and `more`."""
     given = {key: getattr(args, key) for key in ("model", "epochs", "batch_size", "lr", "ema")}
     return {**recipe, **{key: value for key, value in given.items() if value is not None},
             "pool": args.pool or "cls", "pe": args.pe or "once", "pe_init": args.pe_init or "learned",
-            "seed": args.seed, "limit": args.limit, "accumulate": getattr(args, "accumulate", 1), **more}
+            "seed": args.seed, "limit": args.limit, "accumulate": getattr(args, "accumulate", 1),
+            "loader": choose_loader(args.loader, device, more["dataset"]), **more}
+
+
+def choose_loader(name: str, device: torch.device, dataset: str) -> str:
+    """"device" on a GPU for the data sets that fit on it, else "workers". UserError for ImageNet on the device."""
+    fits = dataset != "imagenet"
+    if name == "device" and not fits:
+        raise UserError(f"--loader device: {dataset} does not fit on a device; leave it out, or give --loader workers")
+    return name if name != "auto" else "device" if fits and device.type == "cuda" else "workers"
 
 
 def choose_device(name: str, amp: str = "auto") -> torch.device:
@@ -151,17 +164,19 @@ def build_model(settings: dict[str, Any]) -> ViT:
 
 
 def build_batches(source: data.Source, settings: dict[str, Any], *, train: bool, workers: int | None,
-                  device: torch.device) -> data.Batches:
+                  device: torch.device) -> data.Batches | DeviceBatches:
     """The training or the test images of a source, for this process."""
     augment = settings["augment"] if train else None
+    dataset = data.take(source.train if train else source.test, settings["limit"])
+    options = dict(batch_size=settings["batch_size"], train=train, seed=settings["seed"], rank=distributed.rank(),
+                   world=distributed.count(), image_size=source.image_size, classes=len(source.classes))
+    if settings["loader"] == "device":
+        return DeviceBatches(dataset, source, augment, device, **options)
     transform = data.augmentation(source, **augment) if augment else data.plain(source)
     if workers is None:                                         # nothing to decode or augment: no process for it
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         workers = 0 if transform is None else min(16, cores // distributed.count())
-    return data.Batches(data.take(source.train if train else source.test, settings["limit"]), transform,
-                        batch_size=settings["batch_size"], train=train, seed=settings["seed"], workers=workers,
-                        rank=distributed.rank(), world=distributed.count(), pin_memory=device.type == "cuda",
-                        image_size=source.image_size, classes=len(source.classes))
+    return data.Batches(dataset, transform, workers=workers, pin_memory=device.type == "cuda", **options)
 
 
 def read_config(run: Path) -> dict[str, Any]:

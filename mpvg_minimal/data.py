@@ -86,9 +86,9 @@ def open_imagenet(data_dir: str, image_size: int = 224) -> Source:
             raise UserError(f"{classless[0]} is in no class: move it to {split}/CLASS/, or away")
     train, val = splits
     if train.classes != val.classes:
-        differs = min(set(train.classes) ^ set(val.classes))
-        raise UserError(f"{data_dir}: train/ and val/ hold different classes, for instance {differs} is in one alone: "
-                        "both need a folder for every class")
+        differ = sorted(set(train.classes) ^ set(val.classes))
+        raise UserError(f"{data_dir}: train/ and val/ hold different classes, for instance {differ[0]} is in one "
+                        "of them alone: both need a folder for every class")
     return Source(train, val, train.classes, image_size, *IMAGENET_STATS)
 
 

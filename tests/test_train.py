@@ -1,0 +1,184 @@
+"""The loop's parts against calculations of their own."""
+import copy
+import math
+import signal
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from mpvg_minimal import ViT
+from mpvg_minimal.interrupt import Interrupt
+from mpvg_minimal.recipes import CIFAR, IMAGENET, SHAPES
+from mpvg_minimal.run import parameter_groups, start
+from mpvg_minimal.train import evaluate, fit, learning_rate, look, train_epoch, train_step
+
+CPU = torch.device("cpu")
+
+
+def tiny(pool="gap", **options):
+    torch.manual_seed(3)
+    return ViT(image_size=8, patch_size=4, width=16, depth=2, heads=2, num_classes=5, pool=pool, **options)
+
+
+def settings(**changed):
+    plain = dict(weight_decay=0.1, lr=1e-2, final_lr=1e-4, warmup=0.1, label_smoothing=0.1, clip_grad=0.0,
+                 accumulate=1, ema=0.0, epochs=2, batch_size=8, seed=0)
+    return plain | changed
+
+
+class Fixed:
+    """Batches made in advance."""
+
+    def __init__(self, batches):
+        self.batches = batches
+
+    def __len__(self):
+        return len(self.batches)
+
+    def epoch(self, epoch=0, start=0):
+        return iter(self.batches[start:])
+
+
+def batch(size=8):
+    return torch.randn(size, 3, 8, 8), torch.randint(5, (size,))
+
+
+def new_run(tmp_path, model=None, **changed):
+    return start(model or tiny(), settings(**changed), out=tmp_path, device=CPU)
+
+
+def test_weight_decay_is_for_the_weights_of_linear_maps_alone():
+    model = tiny("cls")
+    names = {id(p): name for name, p in model.named_parameters()}
+    decay, rest = ([names[id(p)] for p in group["params"]] for group in parameter_groups(model, 0.3))
+    assert [group["weight_decay"] for group in parameter_groups(model, 0.3)] == [0.3, 0.0]
+    maps = ["patch_embed.proj", "head"] + [f"blocks.{i}.{m}" for i in range(2)
+                                           for m in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")]
+    assert set(decay) == {f"{name}.weight" for name in maps}
+    assert {"pe.pos_embed", "cls_token", "head.bias", "pe.norms.0.weight", "last_norm.pe_norm.weight"} <= set(rest)
+    assert len(decay) + len(rest) == len(names)
+
+
+def test_learning_rate_warms_up_and_follows_half_a_cosine():
+    rate = [learning_rate(u, 300, lr=6e-4, final_lr=1e-5, warmup=1 / 30) for u in range(301)]
+    assert rate[:10] == pytest.approx([6e-4 * (u + 1) / 10 for u in range(10)])
+    assert rate[10] == pytest.approx(6e-4) and max(rate) == pytest.approx(6e-4)
+    assert rate[155] == pytest.approx((6e-4 + 1e-5) / 2)                    # half way from 10 to 300
+    assert rate[300] == pytest.approx(1e-5)
+    assert rate[11:] == pytest.approx([1e-5 + 5.9e-4 * (math.cos(math.pi * (u - 10) / 290) + 1) / 2
+                                       for u in range(11, 301)])
+
+
+def test_a_shorter_run_keeps_the_recipes_proportions():
+    whole, short = (round(CIFAR["warmup"] * epochs * 390) for epochs in (300, 30))
+    assert (whole, short) == (10 * 390, 390)
+
+
+@pytest.mark.parametrize("clip", [0.0, 0.05])
+def test_a_step_is_adamw_by_its_formula(tmp_path, clip):
+    """Decoupled weight decay and bias-corrected moments, written out in float64."""
+    run = new_run(tmp_path, tiny().double(), clip_grad=clip)
+    images, labels = batch()
+    images = images.double()                                    # Adam divides by small gradients: rounding would show
+    reference = copy.deepcopy(run.model)
+    moments = {name: [torch.zeros_like(p), torch.zeros_like(p)] for name, p in reference.named_parameters()}
+    for t, lr in enumerate((1e-2, 3e-3), start=1):
+        train_step(run, images, labels, lr=lr, label_smoothing=0.1, clip_grad=clip)
+        reference.zero_grad()
+        log_p = reference(images).log_softmax(1)
+        target = torch.full((8, 5), 0.1 / 5, dtype=torch.float64)
+        target[range(8), labels] += 0.9
+        (-(target * log_p).sum(1).mean()).backward()
+        norm = math.sqrt(sum(p.grad.square().sum().item() for p in reference.parameters()))
+        share = min(1.0, clip / norm) if clip else 1.0
+        with torch.no_grad():
+            for name, p in reference.named_parameters():
+                g, (m, v) = p.grad * share, moments[name]
+                decay = 0.1 if p.ndim > 1 and name != "pe.pos_embed" else 0.0
+                m.mul_(0.9).add_(0.1 * g)
+                v.mul_(0.999).add_(0.001 * g * g)
+                p.mul_(1 - lr * decay).sub_(lr * (m / (1 - 0.9**t)) / ((v / (1 - 0.999**t)).sqrt() + 1e-8))
+    for (name, ours), (_, theirs) in zip(run.model.named_parameters(), reference.named_parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-8, msg=lambda m, n=name: f"{n}: {m}")
+    assert run.updates == run.step == 2
+
+
+@pytest.mark.parametrize("parts", [2, 3, 8])
+def test_accumulation_changes_nothing_but_rounding(tmp_path, parts):
+    images, labels = batch()
+    runs = [new_run(tmp_path) for _ in range(2)]
+    before = copy.deepcopy(runs[0].model.state_dict())
+    train_step(runs[0], images, labels, lr=1e-2)
+    train_step(runs[1], images, labels, lr=1e-2, accumulate=parts)
+    torch.testing.assert_close(runs[0].totals, runs[1].totals, rtol=1e-6, atol=1e-6)
+    for p, q in zip(runs[0].model.parameters(), runs[1].model.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, rtol=1e-4, atol=1e-6)
+    assert not torch.equal(before["head.weight"], runs[1].model.head.weight)
+
+
+def test_the_averaged_model_follows_its_formula(tmp_path):
+    run = new_run(tmp_path, ema=0.9)
+    averaged = copy.deepcopy(run.model.state_dict())
+    for number in range(3):
+        train_step(run, *batch(), lr=1e-2)
+        for name, value in run.model.state_dict().items():
+            averaged[name] = value.clone() if number == 0 else 0.9 * averaged[name] + 0.1 * value
+    for name, value in run.ema.module.state_dict().items():
+        torch.testing.assert_close(value, averaged[name], rtol=1e-5, atol=1e-6)
+
+
+def test_totals_are_the_epochs_loss_and_hits(tmp_path):
+    run = new_run(tmp_path)
+    loss = correct = 0.0
+    for _ in range(3):
+        images, labels = batch()
+        with torch.no_grad():
+            logits = run.model(images)
+        loss += cross_entropy(logits, labels).item() * 8
+        correct += (logits.argmax(1) == labels).sum().item()
+        train_step(run, images, labels, lr=1e-2)
+    assert run.totals.tolist() == pytest.approx([loss, correct], rel=1e-5)
+    assert look(run) == pytest.approx((loss / 24, 100 * correct / 24), rel=1e-5)
+
+
+def test_evaluation_weighs_every_image_once_also_in_a_smaller_last_batch():
+    model, sizes = tiny(), (8, 8, 3)
+    batches = [batch(size) for size in sizes]
+    images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    with torch.no_grad():
+        logits = model.eval()(images).double()
+    top1 = 100 * (logits.argmax(1) == labels).double().mean().item()
+    loss = -logits.log_softmax(1)[range(19), labels].mean().item()
+    result = evaluate(model.train(), Fixed(batches), prepare=lambda x: x, device=CPU, autocast=torch.autocast(
+        "cpu", enabled=False))
+    assert result == pytest.approx((loss, top1), rel=1e-5)
+
+
+def test_a_steps_randomness_comes_from_seed_epoch_and_step_alone(tmp_path):
+    """Dropout draws the same whatever was drawn before, and other numbers in another epoch."""
+    def weights(epoch, seed=0, disturb=False):
+        run = new_run(tmp_path, tiny(dropout=0.3, attention_dropout=0.2, stochastic_depth=0.2), seed=seed)
+        run.epoch = epoch
+        if disturb:
+            torch.rand(1000)
+        train_epoch(run, Fixed(batches), prepare=lambda x: x, mix=None, interrupt=Interrupt())
+        return torch.cat([p.detach().flatten() for p in run.model.parameters()])
+
+    batches = [batch() for _ in range(2)]
+    assert torch.equal(weights(0), weights(0, disturb=True))
+    assert not torch.equal(weights(0), weights(1))
+    assert not torch.equal(weights(0), weights(0, seed=1))
+
+
+def test_fit_returns_a_line_an_epoch_and_leaves_the_signals_as_they_were(tmp_path):
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    run = new_run(tmp_path, epochs=2)
+    history = fit(run, Fixed([batch() for _ in range(4)]), Fixed([batch()]), prepare=lambda x: x)
+    assert [line["epoch"] for line in history] == [1, 2] and run.updates == 8
+    assert history[-1]["lr"] == pytest.approx(learning_rate(7, 8, lr=1e-2, final_lr=1e-4, warmup=0.1))
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
+def test_the_recipes_have_the_same_keys():
+    assert SHAPES.keys() == CIFAR.keys() == IMAGENET.keys()
