@@ -196,26 +196,40 @@ class Batches:
         if train and len(dataset) < batch_size:
             raise UserError(f"{len(dataset)} training images are fewer than one batch of {batch_size}: "
                             "give a smaller --batch-size or more images")
-        self.size, self.batch_size, self.train, self.seed = len(dataset), batch_size, train, seed
-        self.rank, self.world = rank, world
-        self.position = (0, 0)                                  # epoch and first step of the next iteration
+        self.batch_size = batch_size
+        self.order = Order(len(dataset), batch_size=batch_size, train=train, seed=seed, rank=rank, world=world)
         self.loader = DataLoader(
-            Keyed(dataset, transform, seed, **expected), batch_sampler=self.Keys(self), num_workers=workers,
+            Keyed(dataset, transform, seed, **expected), batch_sampler=self.order, num_workers=workers,
             pin_memory=pin_memory, persistent_workers=workers > 0, worker_init_fn=outlive_signal,
             generator=torch.Generator())                        # its own, so that iter() draws from no shared one
 
     def __len__(self) -> int:
-        return self.size // self.batch_size if self.train else -(-self.size // self.batch_size)
+        return len(self.order)
 
     def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of this process in this epoch, from step `start` on. UserError for an image without sense."""
-        self.position = (epoch, start)
+        self.order.position = (epoch, start)
         try:
             yield from self.loader
         except UserError as error:                  # from a worker it comes with a traceback as its text
             raise UserError(str(error).strip().rsplit("UserError: ", 1)[-1]) from None
 
-    def keys(self) -> Iterator[list[tuple[int, int]]]:
+
+class Order:
+    """Which images make which batch: what DataLoader calls a batch sampler.
+
+    It knows nothing of the loader: in a circle of references the loader's processes would end late or not at all.
+    """
+
+    def __init__(self, size: int, *, batch_size: int, train: bool, seed: int, rank: int, world: int):
+        self.size, self.batch_size, self.train, self.seed = size, batch_size, train, seed
+        self.rank, self.world = rank, world
+        self.position = (0, 0)                                  # epoch and first step of the next iteration
+
+    def __len__(self) -> int:
+        return self.size // self.batch_size if self.train else -(-self.size // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         """For each batch, the (epoch, index) of its images in this process."""
         epoch, start = self.position
         order = torch.arange(self.size)
@@ -226,18 +240,6 @@ class Batches:
             share = batch[self.rank::self.world].tolist()       # the same step, whatever the number of processes
             if share:
                 yield [(epoch, index) for index in share]
-
-    class Keys:
-        """What DataLoader wants of a batch sampler: iteration and length."""
-
-        def __init__(self, batches: "Batches"):
-            self.batches = batches
-
-        def __iter__(self):
-            return self.batches.keys()
-
-        def __len__(self):
-            return len(self.batches)
 
 
 def outlive_signal(_worker: int) -> None:
