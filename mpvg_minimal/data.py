@@ -212,6 +212,7 @@ class Batches:
         try:
             yield from self.loader
         except UserError as error:                  # from a worker it comes with a traceback as its text
+            error.with_traceback(None)              # DataLoader's own, a circle of references through the loader
             raise UserError(str(error).strip().rsplit("UserError: ", 1)[-1]) from None
 
 

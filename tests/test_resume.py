@@ -377,20 +377,39 @@ runpy.run_path("train_cifar.py", run_name="__main__")
 
 
 @pytest.mark.promise("lost process")
-@pytest.mark.parametrize("restarts", [0, 1])
-def test_a_killed_rank(two_ranks_of_the_script, tmp_path, restarts):
+def test_torchrun_restarts_after_a_killed_rank(two_ranks_of_the_script, tmp_path):
     driver, out = tmp_path / "driver.py", tmp_path / "out"
     driver.write_text(KILLED_ONCE)
-    process = torchrun(*SCRIPT_FLAGS, "--workers", 1, "--out", out, restarts=restarts, script=driver)
+    process = torchrun(*SCRIPT_FLAGS, "--workers", 1, "--out", out, restarts=1, script=driver)
     wait_for(lambda: lines_in(out) == 1)                    # 32 steps an epoch: the kill comes 8 steps later
+    _, err = process.communicate(timeout=90)
+    assert process.returncode == 0, err
+    assert "exitcode: -9" in err and "local_rank: 1" in err         # torchrun names the cause
+    assert_same(out, two_ranks_of_the_script)
+
+
+@pytest.mark.slow
+@pytest.mark.promise("lost process")
+def test_torchrun_without_restarts_ends(tmp_path):
+    driver, out = tmp_path / "driver.py", tmp_path / "out"
+    driver.write_text(KILLED_ONCE)
+    process = torchrun(*SCRIPT_FLAGS, "--workers", 1, "--out", out, script=driver)
+    wait_for(lambda: lines_in(out) == 1)
     saved = time.monotonic()
-    _, err = process.communicate(timeout=60)
-    if restarts:
-        assert process.returncode == 0, err
-        assert_same(out, two_ranks_of_the_script)
-    else:
-        assert process.returncode != 0 and time.monotonic() - saved < 15
-        assert "SIGKILL" in err and "exitcode  : -9" in err
+    _, err = process.communicate(timeout=30)
+    assert process.returncode != 0 and time.monotonic() - saved < 15
+    assert "SIGKILL" in err and "exitcode  : -9" in err
+
+
+@pytest.mark.promise("lost process")
+@pytest.mark.parametrize("killed", [0, 1])
+@pytest.mark.parametrize("moment", ["training", "evaluation"])
+def test_a_killed_rank_ends_the_other(tmp_path, killed, moment):
+    fault = KILLS["mid-epoch"] if moment == "training" else KILLS["during evaluation"]
+    ends, _ = ranks_state(tmp_path, "out", faults=(fault, None) if killed == 0 else (None, fault))
+    assert ends[killed].code == -signal.SIGKILL
+    assert ends[1 - killed].code == 1 and ends[1 - killed].seconds < 15
+    assert " by peer" in ends[1 - killed].err               # gloo: connection closed, or reset, by peer
 
 
 def kill_a_worker():
