@@ -4,7 +4,9 @@ Images stay uint8 until they are on the device (a quarter of the bytes to move) 
 Batches are built for steps, not for processes: `batch_size` counts the images of one optimizer step over all
 processes, so a recipe is the same on one GPU and on eight. Shapes: B images, 3 channels, H x W pixels.
 """
+import os
 import signal
+import threading
 import urllib.error
 import zlib
 from collections.abc import Iterator
@@ -194,26 +196,41 @@ class Batches:
         if train and len(dataset) < batch_size:
             raise UserError(f"{len(dataset)} training images are fewer than one batch of {batch_size}: "
                             "give a smaller --batch-size or more images")
-        self.size, self.batch_size, self.train, self.seed = len(dataset), batch_size, train, seed
-        self.rank, self.world = rank, world
-        self.position = (0, 0)                                  # epoch and first step of the next iteration
+        self.batch_size = batch_size
+        self.order = Order(len(dataset), batch_size=batch_size, train=train, seed=seed, rank=rank, world=world)
         self.loader = DataLoader(
-            Keyed(dataset, transform, seed, **expected), batch_sampler=self.Keys(self), num_workers=workers,
+            Keyed(dataset, transform, seed, **expected), batch_sampler=self.order, num_workers=workers,
             pin_memory=pin_memory, persistent_workers=workers > 0, worker_init_fn=outlive_signal,
             generator=torch.Generator())                        # its own, so that iter() draws from no shared one
 
     def __len__(self) -> int:
-        return self.size // self.batch_size if self.train else -(-self.size // self.batch_size)
+        return len(self.order)
 
     def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of this process in this epoch, from step `start` on. UserError for an image without sense."""
-        self.position = (epoch, start)
+        self.order.position = (epoch, start)
         try:
             yield from self.loader
         except UserError as error:                  # from a worker it comes with a traceback as its text
+            error.with_traceback(None)              # DataLoader's own, a circle of references through the loader
             raise UserError(str(error).strip().rsplit("UserError: ", 1)[-1]) from None
 
-    def keys(self) -> Iterator[list[tuple[int, int]]]:
+
+class Order:
+    """Which images make which batch: what DataLoader calls a batch sampler.
+
+    It knows nothing of the loader: in a circle of references the loader's processes would end late or not at all.
+    """
+
+    def __init__(self, size: int, *, batch_size: int, train: bool, seed: int, rank: int, world: int):
+        self.size, self.batch_size, self.train, self.seed = size, batch_size, train, seed
+        self.rank, self.world = rank, world
+        self.position = (0, 0)                                  # epoch and first step of the next iteration
+
+    def __len__(self) -> int:
+        return self.size // self.batch_size if self.train else -(-self.size // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         """For each batch, the (epoch, index) of its images in this process."""
         epoch, start = self.position
         order = torch.arange(self.size)
@@ -225,23 +242,17 @@ class Batches:
             if share:
                 yield [(epoch, index) for index in share]
 
-    class Keys:
-        """What DataLoader wants of a batch sampler: iteration and length."""
-
-        def __init__(self, batches: "Batches"):
-            self.batches = batches
-
-        def __iter__(self):
-            return self.batches.keys()
-
-        def __len__(self):
-            return len(self.batches)
-
 
 def outlive_signal(_worker: int) -> None:
-    """Ctrl-C, a cluster and `torchrun` signal the workers too: they stay, so that the main process can save.
-
-    Only the first SIGTERM is outlived: at its end the main process ends a worker that hangs by another two.
-    """
+    """Ctrl-C, a cluster and `torchrun` signal the workers too: they stay, so that the main process can save."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+    if hasattr(signal, "sigwaitinfo"):              # Linux tells who sent a signal
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        threading.Thread(target=end_by, args=(os.getppid(),), daemon=True).start()
+
+
+def end_by(main_process: int) -> None:
+    """Ends this process at the first SIGTERM from the main one, which it sends when it ends itself."""
+    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != main_process:
+        pass
+    os._exit(0)

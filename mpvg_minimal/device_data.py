@@ -149,7 +149,7 @@ class DeviceBatches:
     """As `Batches` in data.py, the same images in the same order, but held and augmented on the device."""
 
     def __init__(self, dataset: Dataset, source: Source, augment: dict | None, device: torch.device, **options):
-        self.order = Batches(dataset, None, **options)          # whose order, shares and checks these are
+        self.order = Batches(dataset, None, **options).order    # with its shares and checks
         self.batch_size, self.source, self.augment = self.order.batch_size, source, augment
         pairs = [dataset[index] for index in range(len(dataset))]
         images = [image if isinstance(image, Tensor) else F.pil_to_tensor(image) for image, _ in pairs]
@@ -165,7 +165,7 @@ class DeviceBatches:
     def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of this process in this epoch, from step `start` on."""
         self.order.position = (epoch, start)
-        steps = [torch.tensor([index for _, index in keys]) for keys in self.order.keys()]
+        steps = [torch.tensor([index for _, index in keys]) for keys in self.order]
         u = None
         if self.augment:
             u = torch.rand(len(self.labels), COLUMNS, generator=generator("images", self.order.seed, epoch))

@@ -22,7 +22,11 @@ def start(device: torch.device) -> torch.device:
             raise UserError(f"process {device.index} of this machine has no GPU, there are {torch.cuda.device_count()}:"
                             " give torchrun as many processes as there are GPUs")
         torch.cuda.set_device(device)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    store, rank, world = next(dist.rendezvous("env://"))
+    # torchrun's store outlives a restart: without a name of its own, a process may read a dead one's address there.
+    store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", store=store, rank=rank,
+                            world_size=world)
     return device
 
 
