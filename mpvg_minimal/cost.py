@@ -164,6 +164,20 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def short_table(rows: list[dict[str, Any]]) -> str:
+    """What MPVG costs, a line for each model, in ratios to PE added once, and its peers' ratios if measured."""
+    lines = ["| model | extra parameters | training | inference | folded | timm's ViT: training, inference |",
+             "|---|---|---|---|---|---|"]
+    for name, compiled in dict.fromkeys((row["model"], row["compiled"]) for row in rows):
+        of = {row["variant"]: row for row in rows if (row["model"], row["compiled"]) == (name, compiled)}
+        once, mpvg, folded, timm = (of.get(key) for key in ("once", "mpvg", "mpvg, folded", "timm"))
+        extra = mpvg["parameters"] / once["parameters"] - 1
+        peer = f"{timm['train_ratio']:.3f}, {timm['inference_ratio']:.3f}" if timm else "not measured"
+        lines.append(f"| `{name}`{', compiled' if compiled else ''} | {extra:.2%} | {mpvg['train_ratio']:.3f} | "
+                     f"{mpvg['inference_ratio']:.3f} | {folded['inference_ratio']:.3f} | {peer} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = cli.Parser(prog="python -m mpvg_minimal.cost", description=__doc__.split("\n")[0])
     parser.add_argument("--models", nargs="+", choices=list(BATCH), default=["vit_lite", "deit_tiny", "deit_small"])
