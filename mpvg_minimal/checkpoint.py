@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 import torch
 
-from .errors import UserError, reason
+from .errors import UserError, lost_loader, reason
 
 NEWEST, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
 
@@ -52,6 +52,8 @@ def replacing(path: Path, *, keep: Path | None = None) -> Iterator[BinaryIO]:
     except (OSError, RuntimeError) as error:        # a full disk is an OSError or, from torch.save, a RuntimeError
         with suppress(OSError):
             temporary.unlink()
+        if lost_loader(error):
+            raise
         raise UserError(f"could not write {path} ({reason(error)}): is the disk full? The checkpoint before it "
                         "is intact; make room and go on with --resume") from error
 

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision import datasets
 from torchvision.transforms import InterpolationMode, v2
 
-from .errors import UserError, reason
+from .errors import LostLoader, UserError, reason
 from .seeding import generator, seeded
 from .shapes import Shapes
 
@@ -214,6 +214,8 @@ class Batches:
         except UserError as error:                  # from a worker it comes with a traceback as its text
             error.with_traceback(None)              # DataLoader's own, a circle of references through the loader
             raise UserError(str(error).strip().rsplit("UserError: ", 1)[-1]) from None
+        except (ConnectionError, EOFError) as error:            # the worker died while it handed over a batch
+            raise LostLoader(error) from None
 
 
 class Order:

@@ -17,6 +17,16 @@ class NonFinite(UserError):
     exit_code = 1
 
 
+class LostLoader(UserError):
+    """A process that loads images died."""
+
+    exit_code = 1
+
+    def __init__(self, why: Exception):
+        super().__init__(f"a process that loads images died ({reason(why).strip('.: ')}): out of memory? "
+                         "Try fewer --workers, and go on with --resume")
+
+
 class Interrupted(UserError):
     """SIGTERM or SIGINT came, and the run was saved: exit code 143 or 130, as the shell would give."""
 
@@ -31,6 +41,16 @@ def reason(error: Exception) -> str:
     return f"{type(error).__name__}: {first[:120]}"
 
 
+def lost_loader(error: BaseException | None) -> bool:
+    """Whether a process that loads images died: torch raises that at whatever line the main process is in.
+
+    The line may be in a `finally`, or in code that raises something else in turn: hence the whole chain.
+    """
+    while error is not None and not re.match(r"DataLoader worker \(pid", str(error)):
+        error = error.__context__
+    return error is not None
+
+
 @contextmanager
 def one_line_errors():
     """Around a script's main(): a `UserError` inside ends the process with its message and its exit code."""
@@ -40,12 +60,10 @@ def one_line_errors():
         message, exit_code = str(error), error.exit_code
     except KeyboardInterrupt:                       # before training has begun, or the second one
         message, exit_code = "interrupted, nothing more was saved", 130
-    except RuntimeError as error:                   # torch raises it at whatever line it finds the process gone
-        if not re.match(r"DataLoader worker \(pid", str(error)):
+    except Exception as error:
+        if not lost_loader(error):
             raise
-        reason_given = str(error).strip(". ")
-        message = f"a process that loads images died: {reason_given}. Out of memory? Try fewer --workers and --resume"
-        exit_code = 1
+        message, exit_code = str(LostLoader(error)), LostLoader.exit_code
     else:
         return
     process = f"[rank {os.environ['RANK']}] " if "RANK" in os.environ else ""       # set by torchrun

@@ -4,9 +4,9 @@ A run here is a forked child of the test process: a real process, which can be k
 new interpreter needs to import torch. Tests of signals and of `torchrun` also start the scripts from a shell.
 """
 import functools
-import gc
 import importlib
 import itertools
+import multiprocessing.util
 import os
 import signal
 import socket
@@ -66,7 +66,7 @@ def exit_code(function: Callable[[], Any]) -> int:
     except BaseException:
         traceback.print_exc()
         code = 1
-    gc.collect()                                    # ends the image loaders' processes, as the interpreter would
+    multiprocessing.util._exit_function()           # ends the image loaders' processes, as the interpreter would
     sys.stdout.flush()
     sys.stderr.flush()
     return code

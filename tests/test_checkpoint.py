@@ -317,6 +317,20 @@ def test_disk_full_leaves_the_one_before(tmp_path, size):
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]      # no remains that fill the disk
 
 
+@pytest.mark.promise("lost process")
+def test_a_loading_process_that_dies_during_a_save_is_no_full_disk(tmp_path, monkeypatch):
+    """torch raises it from a signal handler, so anywhere, also in the middle of a save."""
+    checkpoint.save(tmp_path, content(1))
+
+    def interrupted(*_):
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+    monkeypatch.setattr(torch, "save", interrupted)
+    with pytest.raises(RuntimeError, match="DataLoader worker"):
+        checkpoint.save(tmp_path, content(2))
+    assert assert_whole(checkpoint.newest(tmp_path)) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
 @pytest.mark.promise("disk full")
 def test_disk_full_in_a_run_that_then_goes_on(tmp_path):
     flags = (*SMALL, "--epochs", 3, "--out", tmp_path)
