@@ -32,7 +32,7 @@ class PatchEmbed(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         expected = (self.channels, *self.image_size)
-        if images.ndim != 4 or tuple(images.shape[1:]) != expected:
+        if tuple(images.shape[1:]) != expected:
             raise ValueError(f"images of shape {tuple(images.shape)}, but this model takes (B, {expected[0]}, "
                              f"{expected[1]}, {expected[2]}): resize them or build the model with another image_size")
         x = self.proj(images)                       # (B, 3, H, W) -> (B, D, H / P, W / P)
