@@ -14,11 +14,11 @@ from typing import Any
 import torch
 import torchvision
 
-from . import data, distributed, plots
+from . import checkpoint, data, distributed, plots
 from .errors import UserError
 from .run import Run, start
 from .train import fit
-from .vit import SIZES, ViT
+from .vit import SIZES, ViT, resize_pe
 
 
 class Parser(argparse.ArgumentParser):
@@ -74,9 +74,34 @@ def settings_of(args: argparse.Namespace, recipe: dict[str, Any], **more: Any) -
     given = {key: getattr(args, key) for key in ("model", "epochs", "batch_size", "lr", "ema")}
     if given["ema"] is not None and given["ema"] >= 1:
         raise UserError(f"--ema {given['ema']}: a decay is below 1, for instance 0.9999")
-    return {**recipe, **{key: value for key, value in given.items() if value is not None},
-            "pool": args.pool or "cls", "pe": args.pe or "once", "pe_init": args.pe_init or "learned",
-            "seed": args.seed, "limit": args.limit, "accumulate": getattr(args, "accumulate", 1), **more}
+    recipe = {**recipe, **{key: value for key, value in given.items() if value is not None}}
+    recipe["final_lr"] = min(recipe["final_lr"], recipe["lr"])          # the rate falls, also from a small --lr
+    return {**recipe, "pool": args.pool or "cls", "pe": args.pe or "once",
+            "pe_init": args.pe_init or "learned", "seed": args.seed, "limit": args.limit, "accumulate": getattr(args, "accumulate", 1), **more}
+
+
+def settings_of_init(args: argparse.Namespace) -> dict[str, Any]:
+    """--init: what the checkpoint says about the model, where no flag does; a flag that says otherwise is refused."""
+    if args.init is None:
+        return {}
+    saved = checkpoint.read(args.init)["settings"]
+    model = {key: saved[key] for key in ("model", "pool", "pe", "pe_init")}
+    given = {key: getattr(args, key) for key in model if getattr(args, key) is not None}
+    checkpoint.refuse_other_settings({key: model[key] for key in given}, given)
+    return model | {"init": str(args.init)}
+
+
+def init_from(vit: ViT, path: str) -> None:
+    """Give `vit` the weights of a checkpoint: PE resized to its image size, the head too if the classes are as many."""
+    weights = resize_pe(load_model(checkpoint.read(Path(path))), vit.patch_embed.image_size).state_dict()
+    own = vit.state_dict()
+    for name in ("head.weight", "head.bias"):
+        if name not in own or own[name].shape != weights[name].shape:
+            del weights[name]
+    try:
+        vit.load_state_dict({**own, **weights})
+    except RuntimeError as error:
+        raise UserError(f"--init {path} does not fit this model: {error}") from error
 
 
 def choose_device(name: str) -> torch.device:
@@ -187,6 +212,8 @@ def train(args: argparse.Namespace, settings: dict[str, Any], source: data.Sourc
     """Build all parts, train to the end, draw the curves, print the test accuracy."""
     amp = choose_amp(args.amp, device)
     model = build_model(settings)
+    if settings.get("init"):
+        init_from(model, settings["init"])
     run = start(model, settings, out=out, device=device, amp=amp, compiled=args.compile)
     if any(out.glob("checkpoint*.pt")):
         run.load()                                              # without one, the run was killed in its first epoch
