@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import torchvision
 from . import checkpoint, data, distributed, plots
 from .errors import UserError
 from .run import Run, start
-from .train import fit
+from .train import CLASSIFICATION, Task, fit
 from .vit import SIZES, ViT, resize_pe
 
 
@@ -76,8 +77,8 @@ def settings_of(args: argparse.Namespace, recipe: dict[str, Any], **more: Any) -
         raise UserError(f"--ema {given['ema']}: a decay is below 1, for instance 0.9999")
     recipe = {**recipe, **{key: value for key, value in given.items() if value is not None}}
     recipe["final_lr"] = min(recipe["final_lr"], recipe["lr"])          # the rate falls, also from a small --lr
-    return {**recipe, "pool": args.pool or "cls", "pe": args.pe or "once",
-            "pe_init": args.pe_init or "learned", "seed": args.seed, "limit": args.limit, "accumulate": getattr(args, "accumulate", 1), **more}
+    return {**recipe, "pool": args.pool or "cls", "pe": args.pe or "once", "pe_init": args.pe_init or "learned",
+            "seed": args.seed, "limit": args.limit, "accumulate": getattr(args, "accumulate", 1), **more}
 
 
 def settings_of_init(args: argparse.Namespace) -> dict[str, Any]:
@@ -175,6 +176,8 @@ def build_batches(source: data.Source, settings: dict[str, Any], *, train: bool,
     """The training or the test images of a source, for this process."""
     augment = settings["augment"] if train else None
     transform = data.augmentation(source, **augment) if augment else data.plain(source)
+    if source.transforms:
+        transform = source.transforms["train" if train else "test"]
     if workers is None:                                         # nothing to decode or augment: no process for it
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         workers = 0 if transform is None else min(16, cores // distributed.count())
@@ -207,13 +210,13 @@ def prepare_on(device: torch.device, source: data.Source) -> Any:
     return lambda images: data.normalise(images, mean, std)
 
 
-def train(args: argparse.Namespace, settings: dict[str, Any], source: data.Source, out: Path,
-          device: torch.device) -> Run:
+def train(args: argparse.Namespace, settings: dict[str, Any], source: data.Source, out: Path, device: torch.device, *,
+          build: Callable = build_model, task: Task = CLASSIFICATION) -> Run:
     """Build all parts, train to the end, draw the curves, print the test accuracy."""
     amp = choose_amp(args.amp, device)
-    model = build_model(settings)
+    model = build(settings)
     if settings.get("init"):
-        init_from(model, settings["init"])
+        init_from(getattr(model, "vit", model), settings["init"])
     run = start(model, settings, out=out, device=device, amp=amp, compiled=args.compile)
     if any(out.glob("checkpoint*.pt")):
         run.load()                                              # without one, the run was killed in its first epoch
@@ -225,8 +228,9 @@ def train(args: argparse.Namespace, settings: dict[str, Any], source: data.Sourc
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")              # TF32 for what stays in float32
     mix = data.mixing(settings["num_classes"], mixup=settings["mixup"], cutmix=settings["cutmix"])
-    history = fit(run, parts["train"], parts["test"], prepare=prepare_on(device, source), mix=mix)
+    history = fit(run, parts["train"], parts["test"], prepare=prepare_on(device, source), mix=mix,
+                  task=task)
     if distributed.is_first():
-        plots.draw_curves(history, out / "curves.png")
-        print(f"test accuracy: {history[-1]['top1']:.2f} %")
+        plots.draw_curves(history, out / "curves.png", score=task.score)
+        print(task.result.format(**history[-1]))
     return run

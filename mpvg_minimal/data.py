@@ -30,6 +30,7 @@ class Source(NamedTuple):
     image_size: int
     mean: tuple[float, float, float]        # of the pixels, scaled to 0 ... 1
     std: tuple[float, float, float]
+    transforms: dict[str, v2.Transform | None] | None = None    # of "train" and "test", if it brings its own
 
 
 CIFAR_STATS = {"cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
@@ -133,7 +134,7 @@ class Keyed(Dataset):
         image, label = self.dataset[index]
         if self.transform is not None:
             with seeded("image", self.seed, epoch, index):
-                image = self.transform(image)
+                image, label = self.transform(image, label)
         return image, label
 
 

@@ -16,16 +16,18 @@ from .errors import UserError, one_line_errors
 matplotlib.use("Agg")                                           # files only, no window
 
 
-def draw_curves(history: list[dict[str, Any]], path: Path) -> None:
-    """Loss and accuracy over the epochs, from the metrics of a run."""
+def draw_curves(history: list[dict[str, Any]], path: Path, *, score: str = "top1") -> None:
+    """Loss and the metric that counts over the epochs, from the metrics of a run."""
+    label = "test top-1 (%)" if score == "top1" else f"test {score}"
     epochs = [line["epoch"] for line in history]
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
-    for key, label in (("train_loss", "training"), ("test_loss", "test")):
-        left.plot(epochs, [line[key] for line in history], marker=".", label=label)
-    right.plot(epochs, [line["top1"] for line in history], marker=".", color="C1")
+    for key, name in (("train_loss", "training"), ("test_loss", "test")):
+        if key in history[0]:
+            left.plot(epochs, [line[key] for line in history], marker=".", label=name)
+    right.plot(epochs, [line[score] for line in history], marker=".", color="C1")
     left.set(xlabel="epoch", ylabel="loss")
     left.legend()
-    right.set(xlabel="epoch", ylabel="test top-1 (%)", title=f"last: {history[-1]['top1']:.2f} %")
+    right.set(xlabel="epoch", ylabel=label, title=f"last: {history[-1][score]:.4g}")
     _save(figure, path)
 
 
