@@ -94,7 +94,10 @@ def settings_of_init(args: argparse.Namespace) -> dict[str, Any]:
 
 def init_from(vit: ViT, path: str) -> None:
     """Give `vit` the weights of a checkpoint: PE resized to its image size, the head too if the classes are as many."""
-    weights = resize_pe(load_model(checkpoint.read(Path(path))), vit.patch_embed.image_size).state_dict()
+    saved = checkpoint.read(Path(path))
+    if "task" in saved["settings"]:
+        raise UserError(f"--init {path} is of a {saved['settings']['task']} run, not of a classification run")
+    weights = resize_pe(load_model(saved), vit.patch_embed.image_size).state_dict()
     own = vit.state_dict()
     for name in ("head.weight", "head.bias"):
         if name not in own or own[name].shape != weights[name].shape:
@@ -175,9 +178,10 @@ def build_batches(source: data.Source, settings: dict[str, Any], *, train: bool,
                   device: torch.device) -> data.Batches:
     """The training or the test images of a source, for this process."""
     augment = settings["augment"] if train else None
-    transform = data.augmentation(source, **augment) if augment else data.plain(source)
     if source.transforms:
         transform = source.transforms["train" if train else "test"]
+    else:
+        transform = data.augmentation(source, **augment) if augment else data.plain(source)
     if workers is None:                                         # nothing to decode or augment: no process for it
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         workers = 0 if transform is None else min(16, cores // distributed.count())
@@ -194,9 +198,9 @@ def read_config(run: Path) -> dict[str, Any]:
         raise UserError(f"{run} holds no run: config.json is missing or damaged ({type(error).__name__})") from error
 
 
-def load_model(saved: dict[str, Any]) -> ViT:
+def load_model(saved: dict[str, Any], build: Callable = build_model) -> Any:
     """The model of a checkpoint (see checkpoint.py), the averaged one if the run kept one, in eval mode."""
-    model = build_model(saved["settings"])
+    model = build(saved["settings"])
     weights = saved["model"]
     if saved["ema"]:
         weights = {name.removeprefix("module."): w for name, w in saved["ema"].items() if name.startswith("module.")}

@@ -9,6 +9,7 @@ from typing import Any
 import matplotlib
 import matplotlib.pyplot as plt
 import torch
+from torch import Tensor
 
 from .balance import Balance, counterbalance
 from .errors import UserError, one_line_errors
@@ -48,6 +49,25 @@ def draw_counterbalance(balances: list[Balance], path: Path) -> None:
     axes[0, 0].set_ylabel("tokens: N")
     axes[1, 0].set_ylabel("PE: N")
     figure.supxlabel("D, and below it the correlation of tokens and PE", fontsize=9)
+    _save(figure, path)
+
+
+def draw_dense(images: Tensor, truths: Any, found: Any, path: Path) -> None:
+    """Images (B, 3, H, W) uint8 above; below, truth and prediction: masks (H, W), or rows of a class and a box."""
+    size = (1.9 * len(images) + 0.4, 6)
+    figure, axes = plt.subplots(3, len(images), figsize=size, layout="constrained", squeeze=False)
+    for column, image in enumerate(images.permute(0, 2, 3, 1)):
+        rows = (("image", None), ("truth", truths[column]), ("found", found[column]))
+        for axis, (name, what) in zip(axes[:, column], rows):
+            axis.set(xticks=[], yticks=[], ylabel=name if column == 0 else "")
+            axis.imshow(image, interpolation="nearest", alpha=1 if what is None else 0.6)
+            if what is not None and what.shape == image.shape[:2]:
+                axis.imshow(torch.where(what == 0, torch.nan, what.float()), cmap="tab10", vmin=0, vmax=10, alpha=0.8,
+                            interpolation="nearest")
+            elif what is not None:
+                for label, x1, y1, x2, y2 in what.tolist():
+                    corner, colour = (x1 - 0.5, y1 - 0.5), f"C{int(label) % 10}"
+                    axis.add_patch(plt.Rectangle(corner, x2 - x1, y2 - y1, fill=False, color=colour, linewidth=2))
     _save(figure, path)
 
 
