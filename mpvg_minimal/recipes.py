@@ -13,7 +13,7 @@ SHAPES = dict(
 # The same images with masks and boxes, see dense_data.py: under 60 seconds, and under 3 minutes.
 DENSE_SHAPES = {
     "segmentation": SHAPES,
-    "detection": SHAPES | dict(detector=dict(channels=64, levels=[2, 1], convs=1, padding="circular"))}
+    "detection": SHAPES | dict(epochs=4, detector=dict(channels=64, levels=[2, 1], convs=1, padding="circular"))}
 
 # ViT-Lite on CIFAR: Compact-Transformers (Hassani et al. 2021), https://github.com/SHI-Labs/Compact-Transformers
 CIFAR = dict(
