@@ -57,6 +57,7 @@ CASES = {
     "--device": ["cuda", "cuda:0", "cpu:1", "meta", "gpu", "", "-1", None], "--amp": ["bf16", "fp16", "int8", None],
     "--compile": ["=1"], "--out": [None], "--resume": ["=1"], "--dataset": ["mnist", None],
     "--image-size": [*WHOLE, None], "--accumulate": [*WHOLE, None], "--eval": ["nosuch.pt", "", None],
+    "--init": ["nosuch.pt", "", None],
 }
 
 
@@ -91,7 +92,7 @@ def test_a_wrong_value_is_refused(script, flag, value, nothing_is_built, capsys,
     given = [flag] if value is None else [flag + value] if value.startswith("=") else [flag, value]
     out = [] if flag == "--out" else ["--out", tmp_path / "out"]
     line = one_line(capsys, script, *out, *given)
-    assert ("cannot be read as a checkpoint" if flag == "--eval" and value is not None else flag) in line
+    assert ("cannot be read as a checkpoint" if flag in ("--eval", "--init") and value is not None else flag) in line
 
 
 @pytest.mark.promise("bad flags")
