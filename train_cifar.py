@@ -12,13 +12,12 @@ def main() -> None:
     parser.add_argument("--dataset", choices=["cifar10", "cifar100", "shapes"], default="cifar10")
     cli.add_flags(parser, models=["vit_lite", "vit_nano"])
     args = parser.parse_args()
-    device = distributed.start(cli.choose_device(args.device))
+    device = distributed.start(cli.choose_device(args.device, args.amp))
     recipe = recipes.SHAPES if args.dataset == "shapes" else recipes.CIFAR
-    settings = cli.settings_of(args, recipe, dataset=args.dataset)
+    settings = cli.settings_of(args, device, recipe, dataset=args.dataset)
     out = cli.choose_out(args, settings)
     source = data.open_source(args.dataset, args.data_dir)
-    settings |= dict(num_classes=len(source.classes), image_size=source.image_size)
-    cli.train(args, settings, source, out, device)
+    cli.train(args, settings | source.identity(), source, out, device)
     distributed.stop()
 
 

@@ -33,10 +33,11 @@ def test(args: argparse.Namespace, device) -> None:
     """--eval: the checkpoint says which model it is; a flag that says otherwise is refused."""
     saved = checkpoint.read(args.eval)
     given = {key: getattr(args, key) for key in ("model", "pool", "pe", "pe_init", "image_size")}
+    given = {key: value for key, value in given.items() if value is not None} | {"dataset": "imagenet"}
+    checkpoint.refuse_other_settings({key: saved["settings"].get(key) for key in given}, given)
     source = data.open_source("imagenet", args.data_dir, saved["settings"]["image_size"])
-    given |= {"dataset": "imagenet", "num_classes": len(source.classes)}
-    given = {key: value for key, value in given.items() if value is not None}
-    checkpoint.refuse_other_settings({key: saved["settings"][key] for key in given}, given)
+    classes = {key: source.identity()[key] for key in ("num_classes", "classes")}
+    checkpoint.refuse_other_settings({key: saved["settings"].get(key) for key in classes}, classes)
     settings = saved["settings"] | {"limit": args.limit}
     batches = cli.build_batches(source, settings, train=False, workers=args.workers, device=device)
     amp = cli.choose_amp(args.amp, device)
@@ -48,15 +49,15 @@ def test(args: argparse.Namespace, device) -> None:
 
 def main() -> None:
     args = parse()
-    device = distributed.start(cli.choose_device(args.device))
+    device = distributed.start(cli.choose_device(args.device, args.amp))
     if args.eval:
         test(args, device)
     else:
-        settings = cli.settings_of(args, recipes.IMAGENET, dataset="imagenet", image_size=args.image_size or 224,
-                                   **cli.settings_of_init(args))
+        settings = cli.settings_of(args, device, recipes.IMAGENET, dataset="imagenet",
+                                   image_size=args.image_size or 224, **cli.settings_of_init(args))
         out = cli.choose_out(args, settings)
         source = data.open_source("imagenet", args.data_dir, settings["image_size"])
-        cli.train(args, settings | dict(num_classes=len(source.classes)), source, out, device)
+        cli.train(args, settings | source.identity(), source, out, device)
     distributed.stop()
 
 

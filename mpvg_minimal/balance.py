@@ -106,7 +106,7 @@ class ConstantPE(nn.Module):
     def __init__(self, input_pe: Tensor | None, block_pes: list[Tensor | None], last_pe: Tensor | None = None):
         super().__init__()
         self.depth = len(block_pes)
-        self.register_buffer("input_pe", input_pe)
+        self.register_buffer("input_pe", None if input_pe is None else input_pe.detach())   # no Parameter any more
         self.register_buffer("last_pe", last_pe)
         for number, pe in enumerate(block_pes):
             self.register_buffer(f"block_pe_{number}", pe)

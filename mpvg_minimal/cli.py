@@ -5,6 +5,7 @@ kept in OUT/config.json and in every checkpoint, and compared when a run is resu
 """
 import argparse
 import json
+import math
 import os
 import platform
 import subprocess
@@ -16,6 +17,7 @@ import torch
 import torchvision
 
 from . import checkpoint, data, distributed, plots
+from .device_data import DeviceBatches
 from .errors import UserError
 from .run import Run, start
 from .train import CLASSIFICATION, Task, fit
@@ -29,12 +31,13 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message} ({self.prog} --help lists the flags)")
 
 
-def number(kind: type, *, above: float | None = None, least: float | None = None) -> Any:
+def number(kind: type, *, above: float | None = None, least: float | None = None, below: float = math.inf) -> Any:
     """An argparse type: an int or a float within bounds, finite."""
     def parse(text: str):
         value = kind(text)                                      # ValueError: argparse says that it is no such number
-        if not abs(value) < float("inf") or above is not None and value <= above or least is not None and value < least:
+        if not abs(value) < below or above is not None and value <= above or least is not None and value < least:
             bound = f"above {above}" if above is not None else f"at least {least}"
+            bound += f" and below {below}" if below < math.inf else ""
             raise argparse.ArgumentTypeError(f"{text} is out of range: it must be {bound}")
         return value
     parse.__name__ = {int: "whole number", float: "number"}[kind]
@@ -58,9 +61,12 @@ def add_flags(parser: argparse.ArgumentParser, models: list[str]) -> None:
     parser.add_argument("--epochs", type=number(int, least=1))
     parser.add_argument("--batch-size", type=number(int, least=1), help="images per update, over all processes")
     parser.add_argument("--lr", type=number(float, above=0), help="peak learning rate, for that batch size")
-    parser.add_argument("--ema", type=number(float, least=0), metavar="DECAY", help="average the weights; 0: do not")
-    parser.add_argument("--seed", type=number(int, least=0), default=0)
+    parser.add_argument("--ema", type=number(float, least=0, below=1), metavar="DECAY",
+                        help="average the weights, for instance 0.9999; 0: do not")
+    parser.add_argument("--seed", type=number(int, least=0, below=2 ** 63), default=0)
     parser.add_argument("--limit", type=number(int, least=1), metavar="N", help="only N training and N test images")
+    parser.add_argument("--loader", choices=["auto", "device", "workers"], default="auto",
+                        help="hold and augment the images on the device, or in worker processes (auto: by the data)")
     parser.add_argument("--workers", type=number(int, least=0), help="processes that load images (default: by cores)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: %(default)s)")
     parser.add_argument("--amp", choices=["auto", "bf16", "fp16", "off"], default="auto",
@@ -70,15 +76,22 @@ def add_flags(parser: argparse.ArgumentParser, models: list[str]) -> None:
     parser.add_argument("--resume", action="store_true", help="go on with the run in OUT")
 
 
-def settings_of(args: argparse.Namespace, recipe: dict[str, Any], **more: Any) -> dict[str, Any]:
+def settings_of(args: argparse.Namespace, device: torch.device, recipe: dict[str, Any], **more: Any) -> dict[str, Any]:
     """The recipe with what the flags say instead, and `more`."""
     given = {key: getattr(args, key) for key in ("model", "epochs", "batch_size", "lr", "ema")}
-    if given["ema"] is not None and given["ema"] >= 1:
-        raise UserError(f"--ema {given['ema']}: a decay is below 1, for instance 0.9999")
     recipe = {**recipe, **{key: value for key, value in given.items() if value is not None}}
     recipe["final_lr"] = min(recipe["final_lr"], recipe["lr"])          # the rate falls, also from a small --lr
     return {**recipe, "pool": args.pool or "cls", "pe": args.pe or "once", "pe_init": args.pe_init or "learned",
-            "seed": args.seed, "limit": args.limit, "accumulate": getattr(args, "accumulate", 1), **more}
+            "seed": args.seed, "limit": args.limit, "accumulate": getattr(args, "accumulate", 1),
+            "loader": choose_loader(args.loader, device, more["dataset"]), **more}
+
+
+def choose_loader(name: str, device: torch.device, dataset: str) -> str:
+    """"device" on a GPU for the data sets that fit on it, else "workers". UserError for ImageNet on the device."""
+    fits = dataset != "imagenet"
+    if name == "device" and not fits:
+        raise UserError(f"--loader device: {dataset} does not fit on a device; leave it out, or give --loader workers")
+    return name if name != "auto" else "device" if fits and device.type == "cuda" else "workers"
 
 
 def settings_of_init(args: argparse.Namespace) -> dict[str, Any]:
@@ -108,8 +121,8 @@ def init_from(vit: ViT, path: str) -> None:
         raise UserError(f"--init {path} does not fit this model: {error}") from error
 
 
-def choose_device(name: str) -> torch.device:
-    """UserError if the device is not there."""
+def choose_device(name: str, amp: str = "auto") -> torch.device:
+    """UserError if the device is not there, or cannot compute in the precision asked for."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
@@ -119,6 +132,7 @@ def choose_device(name: str) -> torch.device:
     there = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
     if device.index is not None and device.index >= there.get(device.type, 0) or not there.get(device.type):
         raise UserError(f"--device {name}: there are {there.get(device.type, 0)} such devices here; choose auto or cpu")
+    choose_amp(amp, device)
     return device
 
 
@@ -137,14 +151,18 @@ def choose_out(args: argparse.Namespace, settings: dict[str, Any]) -> Path:
     """The run's folder, made if need be. UserError if it cannot be written, or holds a run and no --resume is given."""
     name = "{dataset}_{model}_{pool}_{pe}_seed{seed}".format(**settings)
     out = args.out or Path("runs") / name
-    holds = (out / "config.json").exists()
-    if holds and not args.resume and not distributed.was_restarted():
-        raise UserError(f"{out} holds a run already: --resume goes on with it, another --out starts a new one")
-    if args.resume and not holds and not distributed.was_restarted():
-        raise UserError(f"--resume, but {out} holds no run: start one without --resume, or name its folder by --out")
     try:
+        config = (out / "config.json").exists()
+        holds = config or any(out.glob("checkpoint*.pt"))
+        if holds and not args.resume and not distributed.was_restarted():
+            raise UserError(f"{out} holds a run already: --resume goes on with it, another --out starts a new one")
+        if args.resume and not holds and not distributed.was_restarted():
+            raise UserError(f"--resume, but {out} holds no run: start one without it, or name its folder by --out")
+        if config:                      # before the data is opened; the checkpoint's own settings are compared later
+            saved = {key: read_config(out)["settings"].get(key) for key in settings}
+            checkpoint.refuse_other_settings(saved, settings, may_differ=("epochs",))
         out.mkdir(parents=True, exist_ok=True)
-        probe = out / f".writable.{os.getpid()}"
+        probe = out / f".writable.{distributed.rank()}"
         probe.touch()
         probe.unlink()
     except OSError as error:
@@ -175,19 +193,23 @@ def build_model(settings: dict[str, Any]) -> ViT:
 
 
 def build_batches(source: data.Source, settings: dict[str, Any], *, train: bool, workers: int | None,
-                  device: torch.device) -> data.Batches:
+                  device: torch.device) -> data.Batches | DeviceBatches:
     """The training or the test images of a source, for this process."""
     augment = settings["augment"] if train else None
-    if source.transforms:
+    dataset = data.take(source.train if train else source.test, settings["limit"])
+    options = dict(batch_size=settings["batch_size"], train=train, seed=settings["seed"], rank=distributed.rank(),
+                   world=distributed.count())
+    if source.transforms:                                       # they make targets, and check what they are given
         transform = source.transforms["train" if train else "test"]
     else:
+        options |= dict(image_size=source.image_size, classes=len(source.classes))
+        if settings["loader"] == "device":
+            return DeviceBatches(dataset, source, augment, device, **options)
         transform = data.augmentation(source, **augment) if augment else data.plain(source)
     if workers is None:                                         # nothing to decode or augment: no process for it
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         workers = 0 if transform is None else min(16, cores // distributed.count())
-    return data.Batches(data.take(source.train if train else source.test, settings["limit"]), transform,
-                        batch_size=settings["batch_size"], train=train, seed=settings["seed"], workers=workers,
-                        rank=distributed.rank(), world=distributed.count(), pin_memory=device.type == "cuda")
+    return data.Batches(dataset, transform, workers=workers, pin_memory=device.type == "cuda", **options)
 
 
 def read_config(run: Path) -> dict[str, Any]:
@@ -224,11 +246,15 @@ def train(args: argparse.Namespace, settings: dict[str, Any], source: data.Sourc
     run = start(model, settings, out=out, device=device, amp=amp, compiled=args.compile)
     if any(out.glob("checkpoint*.pt")):
         run.load()                                              # without one, the run was killed in its first epoch
+    position = run.epoch << 32 | run.step
+    if distributed.agree(position) != position:
+        raise UserError(f"{out} is not the same for all processes: another one found a newer checkpoint; "
+                        "--out has to be a folder that all of them share")
     parts = {name: build_batches(source, settings, train=name == "train", workers=args.workers, device=device)
              for name in ("train", "test")}
     if distributed.is_first():
         config = {"settings": settings, "environment": environment(device), "data_dir": args.data_dir}
-        (out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        checkpoint.write_text(out / "config.json", json.dumps(config, indent=2) + "\n")
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")              # TF32 for what stays in float32
     mix = data.mixing(settings["num_classes"], mixup=settings["mixup"], cutmix=settings["cutmix"])

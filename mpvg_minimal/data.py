@@ -4,11 +4,14 @@ Images stay uint8 until they are on the device (a quarter of the bytes to move) 
 Batches are built for steps, not for processes: `batch_size` counts the images of one optimizer step over all
 processes, so a recipe is the same on one GPU and on eight. Shapes: B images, 3 channels, H x W pixels.
 """
+import os
 import signal
+import threading
 import urllib.error
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision import datasets
 from torchvision.transforms import InterpolationMode, v2
 
-from .errors import UserError
+from .errors import UserError, reason
 from .seeding import generator, seeded
 from .shapes import Shapes
 
@@ -32,9 +35,16 @@ class Source(NamedTuple):
     std: tuple[float, float, float]
     transforms: dict[str, v2.Transform | None] | None = None    # of "train" and "test", if it brings its own
 
+    def identity(self) -> dict[str, Any]:
+        """What tells one data set from another: settings of a run, so that it is not resumed with another one."""
+        checksum = zlib.crc32("\n".join(self.classes).encode())
+        return {"num_classes": len(self.classes), "image_size": self.image_size, "train_images": len(self.train),
+                "classes": f"{self.classes[0]} ... {self.classes[-1]} (checksum {checksum:08x})"}
+
 
 CIFAR_STATS = {"cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
                "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762))}
+IMAGE_ENDINGS = datasets.folder.IMG_EXTENSIONS
 IMAGENET_STATS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
@@ -67,17 +77,28 @@ def open_cifar(name: str, data_dir: str) -> Source:
 def open_imagenet(data_dir: str, image_size: int = 224) -> Source:
     """A folder with `train/CLASS/*.jpg` and `val/CLASS/*.jpg`. UserError if it is not like that."""
     splits = []
-    for name in ("train", "val"):
+    for split in (Path(data_dir) / "train", Path(data_dir) / "val"):
         try:
-            splits.append(datasets.ImageFolder(Path(data_dir) / name))
-        except (FileNotFoundError, NotADirectoryError) as error:
-            raise UserError(f"{data_dir}: {error}. Expected {data_dir}/{name}/CLASS/*.jpg for every class") from error
+            splits.append(datasets.ImageFolder(split, is_valid_file=is_image))
+            classless = [path for path in split.iterdir() if path.is_file() and path.suffix.lower() in IMAGE_ENDINGS]
+        except OSError as error:
+            raise UserError(f"{data_dir}: {error}. Expected {split}/CLASS/*.jpg for every class") from error
+        if classless:
+            raise UserError(f"{classless[0]} is in no class: move it to {split}/CLASS/, or away")
     train, val = splits
     if train.classes != val.classes:
         differ = sorted(set(train.classes) ^ set(val.classes))
         raise UserError(f"{data_dir}: train/ and val/ hold different classes, for instance {differ[0]} is in one "
                         "of them alone: both need a folder for every class")
     return Source(train, val, train.classes, image_size, *IMAGENET_STATS)
+
+
+def is_image(path: str) -> bool:
+    """By its name. Hidden files are passed over; any other stray file is a UserError, for it may be a lost image."""
+    hidden = Path(path).name.startswith(".")
+    if not hidden and Path(path).suffix.lower() not in IMAGE_ENDINGS:
+        raise UserError(f"{path} does not have the name of an image: move it away from the classes' folders")
+    return not hidden
 
 
 def augmentation(source: Source, *, scale: list[float], rand_augment: int, erasing: float) -> v2.Compose:
@@ -123,18 +144,41 @@ def take(dataset: Dataset, limit: int | None) -> Dataset:
     return Subset(dataset, [int(number * stride) for number in range(limit)])
 
 
-class Keyed(Dataset):
-    """dataset[epoch, index] -> (image uint8, label): the epoch travels with the index, also to worker processes."""
+def file_of(dataset: Dataset, index: int) -> str | None:
+    """The file that an image comes from, None if it has none of its own."""
+    while isinstance(dataset, Subset):
+        dataset, index = dataset.dataset, dataset.indices[index]
+    return dataset.samples[index][0] if isinstance(dataset, datasets.ImageFolder) else None
 
-    def __init__(self, dataset: Dataset, transform: v2.Transform | None, seed: int):
+
+class Keyed(Dataset):
+    """dataset[epoch, index] -> (image uint8, label): the epoch travels with the index, also to worker processes.
+
+    image_size, classes: what is expected of every image and label, None: anything.
+    """
+
+    def __init__(self, dataset: Dataset, transform: v2.Transform | None, seed: int, *,
+                 image_size: int | None = None, classes: int | None = None):
         self.dataset, self.transform, self.seed = dataset, transform, seed
+        self.image_size, self.classes = image_size, classes
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int]:
         epoch, index = key
-        image, label = self.dataset[index]
+        file = file_of(self.dataset, index)
+        try:
+            image, label = self.dataset[index]
+        except Exception as error:                  # a damaged file makes PIL raise a dozen kinds
+            if file is None:
+                raise
+            raise UserError(f"{file} cannot be read as an image ({reason(error)}): replace or remove it") from error
         if self.transform is not None:
             with seeded("image", self.seed, epoch, index):
                 image, label = self.transform(image, label)
+        expected = (3, self.image_size, self.image_size)
+        if self.image_size is not None and tuple(image.shape) != expected:
+            raise UserError(f"{file or f'image {index}'} is of shape {tuple(image.shape)}, expected {expected}")
+        if self.classes is not None and not 0 <= label < self.classes:
+            raise UserError(f"{file or f'image {index}'} has the label {label}, expected 0 to {self.classes - 1}")
         return image, label
 
 
@@ -143,33 +187,51 @@ class Batches:
 
     train: shuffled anew each epoch, whole batches only. Otherwise in order, with a smaller last batch, and the
     processes' shares may differ by an image. `len()` is the number of batches, the same in every process.
-    Of the `batch_size` images of a step, each of the `world` processes gets its share.
+    Of the `batch_size` images of a step, each of the `world` processes gets its share. `expected`: see `Keyed`.
     """
 
     def __init__(self, dataset: Dataset, transform: v2.Transform | None, *, batch_size: int, train: bool, seed: int = 0,
-                 workers: int = 0, rank: int = 0, world: int = 1, pin_memory: bool = False):
+                 workers: int = 0, rank: int = 0, world: int = 1, pin_memory: bool = False, **expected: int | None):
         if train and batch_size % world:
             raise UserError(f"batch size {batch_size} cannot be shared by {world} processes: choose a multiple")
         if train and len(dataset) < batch_size:
             raise UserError(f"{len(dataset)} training images are fewer than one batch of {batch_size}: "
                             "give a smaller --batch-size or more images")
-        self.size, self.batch_size, self.train, self.seed = len(dataset), batch_size, train, seed
+        self.batch_size = batch_size
+        self.order = Order(len(dataset), batch_size=batch_size, train=train, seed=seed, rank=rank, world=world)
+        self.loader = DataLoader(
+            Keyed(dataset, transform, seed, **expected), batch_sampler=self.order, num_workers=workers,
+            pin_memory=pin_memory, persistent_workers=workers > 0, worker_init_fn=outlive_signal,
+            generator=torch.Generator())                        # its own, so that iter() draws from no shared one
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of this process in this epoch, from step `start` on. UserError for an image without sense."""
+        self.order.position = (epoch, start)
+        try:
+            yield from self.loader
+        except UserError as error:                  # from a worker it comes with a traceback as its text
+            error.with_traceback(None)              # DataLoader's own, a circle of references through the loader
+            raise UserError(str(error).strip().rsplit("UserError: ", 1)[-1]) from None
+
+
+class Order:
+    """Which images make which batch: what DataLoader calls a batch sampler.
+
+    It knows nothing of the loader: in a circle of references the loader's processes would end late or not at all.
+    """
+
+    def __init__(self, size: int, *, batch_size: int, train: bool, seed: int, rank: int, world: int):
+        self.size, self.batch_size, self.train, self.seed = size, batch_size, train, seed
         self.rank, self.world = rank, world
         self.position = (0, 0)                                  # epoch and first step of the next iteration
-        self.loader = DataLoader(
-            Keyed(dataset, transform, seed), batch_sampler=self.Keys(self), num_workers=workers,
-            pin_memory=pin_memory, persistent_workers=workers > 0, worker_init_fn=ignore_interrupt,
-            generator=torch.Generator())                        # its own, so that iter() draws from no shared one
 
     def __len__(self) -> int:
         return self.size // self.batch_size if self.train else -(-self.size // self.batch_size)
 
-    def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of this process in this epoch, from step `start` on. UserError for an image without sense."""
-        self.position = (epoch, start)
-        return iter(self.loader)
-
-    def keys(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         """For each batch, the (epoch, index) of its images in this process."""
         epoch, start = self.position
         order = torch.arange(self.size)
@@ -181,19 +243,17 @@ class Batches:
             if share:
                 yield [(epoch, index) for index in share]
 
-    class Keys:
-        """What DataLoader wants of a batch sampler: iteration and length."""
 
-        def __init__(self, batches: "Batches"):
-            self.batches = batches
-
-        def __iter__(self):
-            return self.batches.keys()
-
-        def __len__(self):
-            return len(self.batches)
-
-
-def ignore_interrupt(_worker: int) -> None:
-    """Ctrl-C reaches the workers too: they stay, so that the main process can finish its step and save."""
+def outlive_signal(_worker: int) -> None:
+    """Ctrl-C, a cluster and `torchrun` signal the workers too: they stay, so that the main process can save."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):              # Linux tells who sent a signal
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        threading.Thread(target=end_by, args=(os.getppid(),), daemon=True).start()
+
+
+def end_by(main_process: int) -> None:
+    """Ends this process at the first SIGTERM from the main one, which it sends when it ends itself."""
+    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != main_process:
+        pass
+    os._exit(0)

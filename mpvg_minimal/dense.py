@@ -248,15 +248,16 @@ def main() -> None:
     args = parse()
     if args.dataset == "shapes" and args.image_size not in (None, 32):
         raise UserError(f"--image-size {args.image_size}: the shapes are drawn at 32")
-    device = distributed.start(cli.choose_device(args.device))
+    device = distributed.start(cli.choose_device(args.device, args.amp))
     recipe = recipes.DENSE_SHAPES[args.task] if args.dataset == "shapes" else recipes.DENSE
-    settings = cli.settings_of(args, recipe, dataset=args.dataset, task=args.task, **cli.settings_of_init(args))
+    settings = cli.settings_of(args, device, recipe, dataset=args.dataset, task=args.task,
+                               **cli.settings_of_init(args), loader="workers")      # it knows no masks and boxes
     settings["image_size"] = 32 if args.dataset == "shapes" else args.image_size or 224
     args.out = args.out or Path("runs") / "{task}_{dataset}_{model}_{pool}_{pe}_seed{seed}".format(**settings)
     out = cli.choose_out(args, settings)
     scale = settings["augment"] and settings["augment"]["scale"]
     source = open_dense(args.task, args.dataset, args.data_dir, settings["image_size"], scale)
-    settings["num_classes"] = len(source.classes)
+    settings |= source.identity()
     run = cli.train(args, settings, source, out, device, build=build, task=TASKS[args.task])
     if distributed.is_first():
         batches = cli.build_batches(source, settings, train=False, workers=0, device=device)

@@ -10,6 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from .errors import UserError
+
 
 def start(device: torch.device) -> torch.device:
     """Joins the group if `torchrun` started this process. Returns the device of this process."""
@@ -17,8 +19,15 @@ def start(device: torch.device) -> torch.device:
         return device
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        if device.index >= torch.cuda.device_count():
+            raise UserError(f"process {device.index} of this machine has no GPU, there are {torch.cuda.device_count()}:"
+                            " give torchrun as many processes as there are GPUs")
         torch.cuda.set_device(device)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    store, rank, world = next(dist.rendezvous("env://"))
+    # torchrun's store outlives a restart: without a name of its own, a process may read a dead one's address there.
+    store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", store=store, rank=rank,
+                            world_size=world)
     return device
 
 

@@ -52,6 +52,22 @@ def draw_counterbalance(balances: list[Balance], path: Path) -> None:
     _save(figure, path)
 
 
+def draw_cost(rows: list[dict[str, Any]], path: Path) -> None:
+    """Images/s relative to PE added once, with the quartiles over the rounds; rows as cost.py makes them."""
+    figure, axes = plt.subplots(1, 2, figsize=(10, 0.22 * len(rows) + 1.2), layout="constrained", sharey=True)
+    for axis, what in zip(axes, ("train", "inference")):
+        shown = [(place, row) for place, row in enumerate(rows) if f"{what}_ratio" in row]
+        for place, row in shown:
+            axis.plot(row[f"{what}_ratio_quartiles"], [place, place], color="C0", alpha=0.5)
+            axis.plot(row[f"{what}_ratio"], place, "o", color="C0", markersize=4)
+        axis.axvline(1.0, color="grey", linewidth=0.8)
+        axis.set(title=what, xlabel="images/s, relative to PE added once", yticks=range(len(rows)))
+    axes[0].set_yticklabels([f"{row['model']}{', compiled' if row['compiled'] else ''}: {row['variant']}"
+                             for row in rows], fontsize=7)
+    axes[0].invert_yaxis()
+    _save(figure, path)
+
+
 def draw_dense(images: Tensor, truths: Any, found: Any, path: Path) -> None:
     """Images (B, 3, H, W) uint8 above; below, truth and prediction: masks (H, W), or rows of a class and a box."""
     size = (1.9 * len(images) + 0.4, 6)

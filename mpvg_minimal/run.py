@@ -3,7 +3,6 @@
 Source of the loss scaling: Micikevicius et al. 2018 (mixed precision); weight decay on linear maps only: as in DeiT.
 """
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,21 +50,26 @@ class Run:
     updates: int = 0                    # optimizer updates in all: the steps, less those that fp16 skipped
     skipped: int = 0                    # fp16: skipped steps in a row
     history: list[dict[str, Any]] = field(default_factory=list)     # one dict of metrics for each epoch
+    saved_at: str = ""                  # how far the newest checkpoint is, in words; "": there is none
 
     def autocast(self) -> torch.autocast:
         return autocast(self.device, self.amp)
 
     def save(self) -> None:
-        """Write OUT/checkpoint.pt and OUT/metrics.jsonl, from the first process."""
-        if not distributed.is_first():
-            return
-        checkpoint.save(self.out, {
-            "settings": self.settings, "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(), "ema": self.ema.state_dict() if self.ema else None,
-            "totals": self.totals.cpu(), **{name: getattr(self, name) for name in COUNTERS}})
-        temporary = self.out / "metrics.jsonl.tmp"
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in self.history))
-        os.replace(temporary, self.out / "metrics.jsonl")
+        """Write OUT/checkpoint.pt and OUT/metrics.jsonl, from the first process. All processes must call it."""
+        totals = self.totals.new_zeros(distributed.count(), 2)      # each process has its own: a row for each
+        totals[distributed.rank()] = self.totals
+        totals = distributed.summed(totals)
+        self.saved_at = f"{self.epoch} epochs and {self.step} steps"
+        if distributed.is_first():
+            checkpoint.save(self.out, {
+                "settings": self.settings, "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
+                "scaler": self.scaler.state_dict(), "ema": self.ema.state_dict() if self.ema else None,
+                "totals": totals.cpu(), **{name: getattr(self, name) for name in COUNTERS}})
+            self.write_metrics()
+
+    def write_metrics(self) -> None:
+        checkpoint.write_text(self.out / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in self.history))
 
     def load(self) -> None:
         """Go on from OUT's newest checkpoint. UserError if there is none, or other settings made it."""
@@ -80,9 +84,14 @@ class Run:
             self.scaler.load_state_dict(saved["scaler"])
         if self.ema:
             self.ema.load_state_dict(saved["ema"])
-        self.totals.copy_(saved["totals"])
+        rows = saved["totals"]                  # with another number of processes, all start from the mean row
+        self.totals.copy_(rows[distributed.rank()] if len(rows) == distributed.count() else
+                          rows.sum(0) / distributed.count())
         for name in COUNTERS:
             setattr(self, name, saved[name])
+        self.saved_at = f"{self.epoch} epochs and {self.step} steps"
+        if distributed.is_first():
+            self.write_metrics()                # a kill between checkpoint and metrics leaves these a line short
 
 
 def autocast(device: torch.device, amp: torch.dtype | None) -> torch.autocast:

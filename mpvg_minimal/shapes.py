@@ -55,16 +55,19 @@ class Shapes(Dataset):
 
 
 def _draw(kinds: Tensor, cell: int, g: torch.Generator) -> Tensor:
-    """(size, cells) kinds -> (size, cells, cell, cell) bool: which pixels of its cell each shape covers."""
+    """(size, cells) kinds -> (size, cells, cell, cell) bool: which pixels of its cell each shape covers.
+
+    Large enough that even in a cell of 8 pixels no circle covers just the pixels of a square.
+    """
     def uniform(low, high):
         return low + (high - low) * torch.rand(*kinds.shape, 1, 1, generator=g)
 
-    radius = uniform(0.34, 0.42) * cell
+    radius = uniform(0.375, 0.42) * cell
     pixel = torch.arange(cell) + 0.5
     x = (pixel[None, :] - cell / 2 - uniform(-0.08, 0.08) * cell) / radius      # (size, cells, 1, cell)
     y = (pixel[:, None] - cell / 2 - uniform(-0.08, 0.08) * cell) / radius      # (size, cells, cell, 1)
     circle = x ** 2 + y ** 2 <= 1
-    square = torch.maximum(x.abs(), y.abs()) <= 0.9
+    square = torch.maximum(x.abs(), y.abs()) <= 1
     triangle = (y <= 0.9) & (2 * x.abs() - y <= 1)                              # point up
     kind = kinds[..., None, None]
     return torch.where(kind == 0, circle, torch.where(kind == 1, square, triangle))

@@ -57,12 +57,14 @@ def train_step(run: Run, images: Tensor, targets: Tensor, *, lr: float, label_sm
         group["lr"] = lr
     run.optimizer.zero_grad(set_to_none=True)
     parts = list(zip(images.chunk(accumulate), targets.chunk(accumulate)))
+    check = torch.zeros((), device=run.device)                              # NaN once a part's loss is not finite
     for number, (x, y) in enumerate(parts, start=1):
         wait = number < len(parts) and run.wrapped is not run.model         # other processes: at the last part
         with run.wrapped.no_sync() if wait else nullcontext(), run.autocast():
             loss, hits = loss_of(run.wrapped, x, y, label_smoothing=label_smoothing)
             run.scaler.scale(loss * len(x) / len(images)).backward()
-        run.totals += torch.stack([loss.detach() * len(x), hits])
+        check += 0 * loss.detach()                                          # 0 * inf is NaN
+        run.totals += torch.stack([loss.detach().nan_to_num(0, 0, 0) * len(x), hits])
     run.scaler.unscale_(run.optimizer)
     gradients = [p.grad for p in run.model.parameters() if p.grad is not None]
     norm = get_total_norm(gradients)
@@ -70,7 +72,7 @@ def train_step(run: Run, images: Tensor, targets: Tensor, *, lr: float, label_sm
         clip_grads_with_norm_(run.model.parameters(), clip_grad, norm)
     scale = run.scaler.get_scale()                                          # 1.0 and no waiting unless fp16
     if not run.scaler.is_enabled():
-        first_bad = (run.bad_step == 0) & ~norm.isfinite()
+        first_bad = (run.bad_step == 0) & ~(norm + check).isfinite()
         run.bad_step = torch.where(first_bad, run.step + 1, run.bad_step)
         run.optimizer.found_inf = (run.bad_step > 0).float()                # how GradScaler tells fused optimizers
     run.scaler.step(run.optimizer)
@@ -87,7 +89,7 @@ def train_step(run: Run, images: Tensor, targets: Tensor, *, lr: float, label_sm
 def look(run: Run) -> tuple[float, float]:
     """Mean loss and accuracy (%) of this epoch so far, in this process. NonFinite if a step was bad."""
     loss, correct, bad_step = torch.stack([*run.totals, run.bad_step]).tolist()     # the one wait for the device
-    last_good = f"the last good checkpoint is that of epoch {run.epoch}" if run.epoch else "no epoch was finished"
+    last_good = f"the last good checkpoint is after {run.saved_at}" if run.saved_at else "there is no checkpoint yet"
     if bad_step:
         raise NonFinite(f"the loss or its gradient is not finite in epoch {run.epoch + 1}, step {int(bad_step)}; "
                         f"no update was made from it, {last_good}. Try a smaller --lr")

@@ -1,0 +1,212 @@
+"""What each PE schedule costs: parameters, FLOPs, memory, images/s, each beside PE added once.
+
+    python -m mpvg_minimal.cost                         the three small models, eager
+    python -m mpvg_minimal.cost --compile --peers       also compiled, and beside timm's and vit-pytorch's ViT
+
+Machines are shared and noisy, so what counts is the ratio: in every round each candidate runs once, one after the
+other, and the ratio is the median over the rounds of PE-once's time by the candidate's time in the same round.
+Training is `train_step` from train.py for everybody, peers included. Shapes: B images.
+"""
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from . import cli, plots
+from .balance import fold_last_pe
+from .errors import UserError, one_line_errors
+from .recipes import CIFAR
+from .run import autocast, start
+from .train import train_step
+from .vit import SIZES
+
+SCHEDULES = ("once", "none", "lape", "pvg", "mpvg")         # the first is what the others are compared with
+BATCH = {"vit_nano": (64, 1024), "vit_lite": (64, 1024), "deit_tiny": (16, 512), "deit_small": (8, 256)}    # CPU, CUDA
+
+
+def interleaved(candidates: dict[str, Callable], *, rounds: int, device: torch.device) -> dict[str, list[float]]:
+    """Seconds of each call in each round; two rounds before the first one counted warm everything up."""
+    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    for number in range(rounds + 2):
+        for name, call in candidates.items():
+            synchronize(device)
+            began = time.perf_counter()
+            call()
+            synchronize(device)
+            if number >= 2:
+                seconds[name].append(time.perf_counter() - began)
+    return seconds
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def forward_flops(model: nn.Module, images: Tensor) -> int:
+    """Floating-point operations of one image's forward pass; a multiply-add counts as two."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(images[:1])
+    return counter.get_total_flops()
+
+
+def kept_for_backward(model: nn.Module, images: Tensor) -> int:
+    """Bytes of activations that a training step keeps for its backward pass, parameters not counted."""
+    storages = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        output = model(images)
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    del output
+    return sum(size for pointer, size in storages.items() if pointer not in own)
+
+
+def peer_models(name: str) -> dict[str, nn.Module]:
+    """timm's and vit-pytorch's ViT of the same size, with GAP. UserError if they are not installed."""
+    try:
+        from timm.models.vision_transformer import VisionTransformer
+        from vit_pytorch import SimpleViT
+    except ImportError as error:
+        raise UserError(f"--peers needs {error.name}: pip install timm vit-pytorch") from error
+    ours = SIZES[name](pe="once")
+    size, patch = ours.patch_embed.image_size[0], ours.patch_embed.patch_size
+    width, depth, heads = ours.head.in_features, len(ours.blocks), ours.blocks[0].attn.heads
+    hidden = ours.blocks[0].mlp.fc1.out_features
+    return {"timm": VisionTransformer(img_size=size, patch_size=patch, embed_dim=width, depth=depth, num_heads=heads,
+                                      mlp_ratio=hidden / width, num_classes=ours.num_classes, global_pool="avg",
+                                      class_token=False, fc_norm=False),
+            "vit-pytorch": SimpleViT(image_size=size, patch_size=patch, num_classes=ours.num_classes, dim=width,
+                                     depth=depth, heads=heads, mlp_dim=hidden, dim_head=width // heads)}
+
+
+def measure(name: str, device: torch.device, amp: torch.dtype | None, *, batch: int, rounds: int, compiled: bool,
+            peers: bool) -> list[dict[str, Any]]:
+    """A row for each schedule, for the folded MPVG, and for the peers."""
+    models = {schedule: SIZES[name](pe=schedule, pool="gap") for schedule in SCHEDULES}
+    models["mpvg, folded"] = fold_last_pe(models["mpvg"])
+    if peers:
+        models |= peer_models(name)
+    size = models["once"].patch_embed.image_size
+    images, labels = torch.randn(batch, 3, *size, device=device), torch.randint(10, (batch,), device=device)
+    trains, infers, rows = {}, {}, []
+    for label, model in models.items():
+        model.to(device)
+        row = {"model": name, "variant": label, "compiled": compiled, "batch": batch,
+               "parameters": sum(p.numel() for p in model.parameters()),
+               "gflop_forward": forward_flops(model, images) / 1e9}
+        if label != "mpvg, folded":
+            row["kept_mb_per_image"] = kept_for_backward(model, images[:2]) / 2e6
+            run = start(model, CIFAR, out=Path(), device=device, amp=amp, compiled=compiled)
+            trains[label] = lambda run=run: (run.model.train(), train_step(run, images, labels, lr=1e-4))
+            row["peak_mb"] = peak_memory(trains[label], device)
+        elif compiled:
+            model.compile()
+        infers[label] = lambda model=model: infer(model.eval(), images, device, amp)
+        rows.append(row)
+    timed = {"train": interleaved(trains, rounds=rounds, device=device),
+             "inference": interleaved(infers, rounds=rounds, device=device)}
+    for row in rows:
+        for what, seconds in timed.items():
+            if row["variant"] in seconds:
+                row |= summary(what, seconds[row["variant"]], seconds[SCHEDULES[0]], batch)
+    return rows
+
+
+@torch.no_grad()
+def infer(model: nn.Module, images: Tensor, device: torch.device, amp: torch.dtype | None) -> Tensor:
+    with autocast(device, amp):
+        return model(images)
+
+
+def peak_memory(call: Callable, device: torch.device) -> float | None:
+    """MB that one training step needs at its peak; None where the device does not tell (CPU)."""
+    if device.type != "cuda":
+        return None
+    call()
+    torch.cuda.reset_peak_memory_stats(device)
+    call()
+    return torch.cuda.max_memory_allocated(device) / 1e6
+
+
+def summary(what: str, seconds: list[float], once: list[float], batch: int) -> dict[str, Any]:
+    """Images/s, and the ratio to PE added once with its quartiles over the rounds."""
+    ratios = [b / a for a, b in zip(seconds, once, strict=True)]
+    low, middle, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
+    return {f"{what}_images_per_second": batch / statistics.median(seconds), f"{what}_ratio": middle,
+            f"{what}_ratio_quartiles": [low, high]}
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows as a Markdown table."""
+    lines = ["| model | PE | parameters | GFLOP forward | MB kept for backward, an image | training images/s "
+             "| to `once` | inference images/s | to `once` |", "|---|---|---|---|---|---|---|---|---|"]
+    for row in rows:
+        kept = f"{row['kept_mb_per_image']:.2f}" if "kept_mb_per_image" in row else "–"
+        cells = [row["model"] + (", compiled" if row["compiled"] else ""), row["variant"], f"{row['parameters']:,}",
+                 f"{row['gflop_forward']:.3f}", kept]
+        for what in ("train", "inference"):
+            if f"{what}_ratio" in row:
+                cells += [f"{row[f'{what}_images_per_second']:,.0f}", f"{row[f'{what}_ratio']:.3f}"]
+            else:
+                cells += ["–", "–"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def short_table(rows: list[dict[str, Any]]) -> str:
+    """What MPVG costs, a line for each model, in ratios to PE added once, and its peers' ratios if measured."""
+    lines = ["| model | extra parameters | training | inference | folded | timm's ViT: training, inference |",
+             "|---|---|---|---|---|---|"]
+    for name, compiled in dict.fromkeys((row["model"], row["compiled"]) for row in rows):
+        of = {row["variant"]: row for row in rows if (row["model"], row["compiled"]) == (name, compiled)}
+        once, mpvg, folded, timm = (of.get(key) for key in ("once", "mpvg", "mpvg, folded", "timm"))
+        extra = mpvg["parameters"] / once["parameters"] - 1
+        peer = f"{timm['train_ratio']:.3f}, {timm['inference_ratio']:.3f}" if timm else "not measured"
+        lines.append(f"| `{name}`{', compiled' if compiled else ''} | {extra:.2%} | {mpvg['train_ratio']:.3f} | "
+                     f"{mpvg['inference_ratio']:.3f} | {folded['inference_ratio']:.3f} | {peer} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = cli.Parser(prog="python -m mpvg_minimal.cost", description=__doc__.split("\n")[0])
+    parser.add_argument("--models", nargs="+", choices=list(BATCH), default=["vit_lite", "deit_tiny", "deit_small"])
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--amp", choices=["auto", "bf16", "fp16", "off"], default="auto")
+    parser.add_argument("--batch", type=cli.number(int, least=1), help="images at a time (default: by model)")
+    parser.add_argument("--rounds", type=cli.number(int, least=1), default=7)
+    parser.add_argument("--compile", action="store_true", help="measure compiled models too")
+    parser.add_argument("--peers", action="store_true", help="beside timm's and vit-pytorch's ViT")
+    parser.add_argument("--out", type=Path, default=Path("results"))
+    args = parser.parse_args()
+    device = cli.choose_device(args.device)
+    amp = cli.choose_amp(args.amp, device)
+    rows = []
+    for name in args.models:
+        for compiled in (False, True) if args.compile else (False,):
+            batch = args.batch or BATCH[name][device.type == "cuda"]
+            new = measure(name, device, amp, batch=batch, rounds=args.rounds, compiled=compiled, peers=args.peers)
+            rows += new
+            print(table(new), flush=True)
+    args.out.mkdir(parents=True, exist_ok=True)
+    path = args.out / f"cost_{device.type}.json"
+    path.write_text(json.dumps({"command": " ".join(["python -m mpvg_minimal.cost", *sys.argv[1:]]),
+                                "environment": cli.environment(device), "threads": torch.get_num_threads(),
+                                "rounds": args.rounds, "amp": str(amp), "rows": rows}, indent=1) + "\n")
+    plots.draw_cost(rows, path.with_suffix(".png"))
+    print(f"written: {path}, {path.with_suffix('.png')}")
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main()

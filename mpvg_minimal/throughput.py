@@ -1,0 +1,161 @@
+"""How close the training loop is to what the machine can do.
+
+    python -m mpvg_minimal.throughput                           everything below, into results/throughput_DEVICE.json
+    torchrun --nproc-per-node 2 -m mpvg_minimal.throughput --parts processes
+
+    limit       the model's FLOP/s in a training step, beside those of a large matrix product in the same process
+    data        images/s with real data, beside the same steps on one batch that is there already
+    batch       images/s by batch size: work per image is constant if this does not fall
+    processes   images/s of all processes, each with one thread, beside one of them alone (under torchrun)
+
+Both sides of each comparison run in turns; medians over the rounds. Shapes: B images.
+"""
+import argparse
+import json
+import os
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import cli, data, distributed, recipes
+from .cost import forward_flops, interleaved, synchronize
+from .errors import UserError, one_line_errors
+from .interrupt import Interrupt
+from .run import Run, start
+from .train import train_epoch, train_step
+
+
+def new_run(settings: dict[str, Any], device: torch.device, amp: torch.dtype | None, compiled: bool) -> Run:
+    return start(cli.build_model(settings), settings, out=Path(), device=device, amp=amp, compiled=compiled)
+
+
+def fixed_batch(settings: dict[str, Any], batch: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    size = settings["image_size"]
+    return torch.randn(batch, 3, size, size, device=device), torch.randint(10, (batch,), device=device)
+
+
+def limit(settings: dict[str, Any], device: torch.device, args: argparse.Namespace, amp: torch.dtype | None) -> dict:
+    """Model FLOP/s as a share of a large matrix product's. A training step is three forward passes: see README."""
+    n, kind = (8192, amp or torch.float32) if device.type == "cuda" else (args.matrix, torch.float32)
+    a, b = (torch.randn(n, n, device=device, dtype=kind) for _ in range(2))
+    run = new_run(settings, device, amp, args.compile)
+    images, labels = fixed_batch(settings, settings["batch_size"], device)
+    flops = {"product": 2 * n ** 3, "step": 3 * forward_flops(run.model, images) * len(images)}
+    run.model.train()
+    seconds = interleaved({"product": lambda: a @ b, "step": lambda: train_step(run, images, labels, lr=1e-4)},
+                          rounds=args.rounds, device=device)
+    rate = {name: flops[name] / statistics.median(seconds[name]) for name in flops}
+    shares = [flops["step"] / s / (flops["product"] / p) for s, p in zip(*(seconds[k] for k in ("step", "product")))]
+    return {"matrix": n, "product_gflop_per_second": rate["product"] / 1e9, "step_gflop_per_second": rate["step"] / 1e9,
+            "images_per_second": len(images) / statistics.median(seconds["step"]), "share": statistics.median(shares)}
+
+
+class Repeated:
+    """One batch, as often as the other loader has batches."""
+
+    def __init__(self, batch: tuple, count: int):
+        self.batch, self.count = batch, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def epoch(self, epoch: int = 0, start: int = 0):
+        return (self.batch for _ in range(start, self.count))
+
+
+def real_over_synthetic(settings: dict[str, Any], device: torch.device, args: argparse.Namespace,
+                        amp: torch.dtype | None) -> dict:
+    """A real epoch of `limit` images, then the same number of steps on one batch; the loader is warmed up first."""
+    source = data.open_source(settings["dataset"], args.data_dir, settings["image_size"])
+    real = cli.build_batches(source, settings, train=True, workers=args.workers, device=device)
+    batch = tuple(part.to(device) for part in next(iter(real.epoch())))
+    run = new_run(settings, device, amp, args.compile)
+    options = dict(prepare=cli.prepare_on(device, source), interrupt=Interrupt(), mix=data.mixing(
+        settings["num_classes"], mixup=settings["mixup"], cutmix=settings["cutmix"]))
+
+    def epoch(batches: Any) -> None:
+        run.step = 0
+        run.totals.zero_()
+        train_epoch(run, batches, **options)
+
+    seconds = interleaved({"real": lambda: epoch(real), "synthetic": lambda: epoch(Repeated(batch, len(real)))},
+                          rounds=args.rounds, device=device)
+    ratio = statistics.median(s / r for s, r in zip(seconds["synthetic"], seconds["real"]))
+    return {"loader": settings["loader"], "steps": len(real), "real_over_synthetic": ratio,
+            "images_per_second": len(real) * settings["batch_size"] / statistics.median(seconds["real"])}
+
+
+def by_batch_size(settings: dict[str, Any], device: torch.device, args: argparse.Namespace,
+                  amp: torch.dtype | None) -> dict:
+    run = new_run(settings, device, amp, args.compile)
+    run.model.train()
+    batches = {str(size): fixed_batch(settings, size, device) for size in args.sizes}
+    calls = {size: lambda batch=batch: train_step(run, *batch, lr=1e-4) for size, batch in batches.items()}
+    seconds = interleaved(calls, rounds=args.rounds, device=device)
+    return {size: int(size) / statistics.median(times) for size, times in seconds.items()}
+
+
+def processes(settings: dict[str, Any], device: torch.device, args: argparse.Namespace,
+              amp: torch.dtype | None) -> dict:
+    """All processes together, each with its share of a batch that grows with them, against the first one alone."""
+    torch.set_num_threads(1)
+    together = new_run(settings, device, amp, args.compile)
+    alone = new_run(settings, device, amp, args.compile)
+    alone.wrapped = alone.model
+    images, labels = fixed_batch(settings, settings["batch_size"], device)
+    times = {"alone": [], "together": []}
+    for _ in range(args.rounds + 1):
+        for name, run in (("alone", alone), ("together", together)):
+            distributed.agree(0)                                # all begin at once
+            began = time.perf_counter()
+            if name == "together" or distributed.is_first():
+                run.model.train()
+                train_step(run, images, labels, lr=1e-4)
+            synchronize(device)
+            times[name].append(time.perf_counter() - began)
+            distributed.agree(0)
+    ratios = [a / b for a, b in zip(times["alone"][1:], times["together"][1:])]
+    return {"count": distributed.count(), "efficiency": statistics.median(ratios),
+            "images_per_second": distributed.count() * len(images) / statistics.median(times["together"][1:])}
+
+
+PARTS = {"limit": limit, "data": real_over_synthetic, "batch": by_batch_size, "processes": processes}
+
+
+def main() -> None:
+    parser = cli.Parser(prog="python -m mpvg_minimal.throughput", description=__doc__.split("\n")[0])
+    parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=["limit", "data", "batch"])
+    cli.add_flags(parser, models=list(cli.SIZES))
+    parser.add_argument("--dataset", choices=["shapes", "cifar10", "cifar100", "imagenet"], default="shapes")
+    parser.add_argument("--sizes", nargs="+", type=cli.number(int, least=1), default=[128, 256, 512, 1024, 2048, 4096])
+    parser.add_argument("--matrix", type=cli.number(int, least=1), default=2048, help="side of the product, on CPU")
+    parser.add_argument("--rounds", type=cli.number(int, least=1), default=5)
+    parser.set_defaults(out=Path("results"))
+    args = parser.parse_args()
+    if "processes" in args.parts and "LOCAL_RANK" not in os.environ:
+        raise UserError("--parts processes compares processes: start it by torchrun --nproc-per-node 2")
+    device = distributed.start(cli.choose_device(args.device, args.amp))
+    recipe = {"shapes": recipes.SHAPES, "imagenet": recipes.IMAGENET}.get(args.dataset, recipes.CIFAR)
+    size, classes = (224, 1000) if args.dataset == "imagenet" else (32, 100)
+    settings = cli.settings_of(args, device, recipe, dataset=args.dataset, num_classes=classes, image_size=size)
+    amp = cli.choose_amp(args.amp, device)
+    result = {"command": " ".join(["python -m mpvg_minimal.throughput", *sys.argv[1:]]), "settings": settings,
+              "environment": cli.environment(device), "threads": torch.get_num_threads(), "rounds": args.rounds}
+    for part in args.parts:
+        result[part] = PARTS[part](settings, device, args, amp)
+        if distributed.is_first():
+            print(part, json.dumps(result[part]), flush=True)
+    if distributed.is_first():
+        args.out.mkdir(parents=True, exist_ok=True)
+        name = "_".join(["throughput", device.type, settings["model"], *args.parts])
+        (args.out / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+    distributed.stop()
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main()

@@ -1,0 +1,204 @@
+"""Runs of the real scripts, with faults put in, for the tests of what a run survives.
+
+A run here is a forked child of the test process: a real process, which can be killed, without the seconds that a
+new interpreter needs to import torch. Tests of signals and of `torchrun` also start the scripts from a shell.
+"""
+import functools
+import gc
+import importlib
+import itertools
+import os
+import signal
+import socket
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image
+
+import train_cifar  # noqa: F401  imported once here, so that no child has to
+import train_imagenet  # noqa: F401
+from mpvg_minimal import checkpoint, data, train
+from mpvg_minimal.errors import one_line_errors
+from mpvg_minimal.shapes import Shapes
+
+TIMING = ("seconds", "images_per_second")           # all other metrics are the same in every run
+
+
+class Ended(NamedTuple):
+    code: int           # exit code; negative: the signal that killed it
+    out: str
+    err: str
+    seconds: float
+
+
+def in_child(function: Callable[[], Any], *, timeout: float = 60, environment: dict[str, str] | None = None) -> Ended:
+    return ended(fork(function, environment), timeout)
+
+
+def fork(function: Callable[[], Any], environment: dict[str, str] | None = None) -> tuple:
+    """Start `function` in a child. Returns what `ended` takes: process id, its files of output, the time."""
+    out, err = (tempfile.TemporaryFile("w+") for _ in range(2))
+    sys.stdout.flush()
+    pid = os.fork()
+    if pid == 0:
+        os.dup2(out.fileno(), 1)
+        os.dup2(err.fileno(), 2)
+        sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        os.environ.update(environment or {})
+        os._exit(exit_code(function))
+    return pid, out, err, time.monotonic()
+
+
+def exit_code(function: Callable[[], Any]) -> int:
+    code = 0
+    try:
+        with one_line_errors():
+            function()
+    except SystemExit as end:
+        code = end.code
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    gc.collect()                                    # ends the image loaders' processes, as the interpreter would
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return code
+
+
+def ended(child: tuple, timeout: float = 60) -> Ended:
+    """Wait for a child; one that is not through in time is killed and fails the test."""
+    pid, out, err, began = child
+    while True:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            break
+        if time.monotonic() - began > timeout:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            raise AssertionError(f"still running after {timeout} s: {text_of(out)}{text_of(err)}")
+        time.sleep(0.01)
+    return Ended(os.waitstatus_to_exitcode(status), text_of(out), text_of(err), time.monotonic() - began)
+
+
+def text_of(file) -> str:
+    file.seek(0)
+    return file.read()
+
+
+@functools.cache
+def small_shapes() -> data.Source:
+    """The built-in data set with 96 training and 40 test images."""
+    train_set, test_set = Shapes("train", size=96), Shapes("test", size=40)
+    return data.Source(train_set, test_set, train_set.classes, 32, (0.25,) * 3, (0.25,) * 3)
+
+
+def call(script: str, *flags: Any, fault: Callable[[], None] | None = None) -> Callable[[], None]:
+    """script(flags) as a function without arguments. fault: called first, in the child."""
+    def function():
+        data.open_shapes = small_shapes
+        if fault:
+            fault()
+        sys.argv = [f"{script}.py", *map(str, flags)]
+        importlib.import_module(script).main()
+    return function
+
+
+def run(script: str, *flags: Any, fault: Callable[[], None] | None = None, timeout: float = 60) -> Ended:
+    return in_child(call(script, *flags, fault=fault), timeout=timeout)
+
+
+def run_ranks(script: str, *flags: Any, faults: tuple = (None, None), timeout: float = 60) -> list[Ended]:
+    """The script in two processes that form a gloo group, as torchrun would start them."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    children = []
+    for rank, fault in enumerate(faults):
+        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": len(faults), "MASTER_ADDR": "127.0.0.1",
+                 "MASTER_PORT": port}
+        children.append(fork(call(script, *flags, fault=fault), {key: str(value) for key, value in place.items()}))
+    return [ended(child, timeout) for child in children]
+
+
+def send(number: int) -> Callable[[], None]:
+    return lambda: os.kill(os.getpid(), number)
+
+
+def before(owner: Any, name: str, call_number: int, act: Callable[[], None], *,
+           when: Callable[..., bool] = lambda *_, **__: True) -> Callable[[], None]:
+    """A fault: `act` just before the given call, from 1, of owner.name; `when` says which calls count."""
+    def fault():
+        original, calls = getattr(owner, name), itertools.count(1)
+
+        def patched(*args, **options):
+            if when(*args, **options) and next(calls) == call_number:
+                act()
+            return original(*args, **options)
+        setattr(owner, name, patched)
+    return fault
+
+
+def in_evaluation(number: int, act: Callable[[], None]) -> Callable[[], None]:
+    """A fault: `act` after the first batch of the given evaluation."""
+    def fault():
+        original, calls = train.evaluate, itertools.count(1)
+
+        def patched(*args, between, **options):
+            def after_batch():
+                nonlocal first
+                if first:
+                    act()
+                first = False
+                between()
+            first = next(calls) == number
+            return original(*args, between=after_batch, **options)
+        train.evaluate = patched
+    return fault
+
+
+def image_folder(root: Path, *, classes: tuple[str, ...] = ("ash", "birch"), train_images: int = 12,
+                 val_images: int = 5, size: int = 40) -> Path:
+    """A tiny data set in ImageNet's layout: noise, the same in every call."""
+    g = torch.Generator().manual_seed(0)
+    for split, count in (("train", train_images), ("val", val_images)):
+        for name in classes:
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                pixels = torch.randint(256, (size, size, 3), generator=g, dtype=torch.uint8)
+                Image.fromarray(pixels.numpy()).save(folder / f"{number}.jpg")
+    return root
+
+
+def final(out: Path) -> dict[str, Any]:
+    """All that a run's newest checkpoint holds, without the timings, and metrics.jsonl's text without them."""
+    saved = checkpoint.read(out / checkpoint.NEWEST)
+    for line in saved["history"]:
+        for key in TIMING:
+            del line[key]
+    return saved
+
+
+def difference(a: Any, b: Any, place: str = "") -> str | None:
+    """Where two nested contents differ first, None if they are equal bit for bit."""
+    if type(a) is not type(b):
+        return f"{place}: {type(a)} and {type(b)}"
+    if isinstance(a, torch.Tensor):
+        same = a.dtype == b.dtype and a.shape == b.shape and torch.equal(a, b)
+        return None if same else f"{place}: other values"
+    if isinstance(a, dict):
+        if list(a) != list(b):
+            return f"{place}: keys {list(a)} and {list(b)}"
+        return next(filter(None, (difference(a[key], b[key], f"{place}/{key}") for key in a)), None)
+    if isinstance(a, (list, tuple)):
+        if len(a) != len(b):
+            return f"{place}: {len(a)} and {len(b)} entries"
+        return next(filter(None, (difference(x, y, f"{place}/{n}") for n, (x, y) in enumerate(zip(a, b)))), None)
+    return None if a == b else f"{place}: {a!r} and {b!r}"

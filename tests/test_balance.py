@@ -1,0 +1,178 @@
+import copy
+
+import numpy as np
+import pytest
+import torch
+from equations import DEPTH, INITS, NAMED, POOLS, VALID, layer_norm, name, random_images, tiny, trace
+from torch import nn
+
+from mpvg_minimal import PESchedule, ViT, counterbalance, fold_last_pe, vit_nano
+from mpvg_minimal.balance import LastNorm
+from mpvg_minimal.layerwise_pe import LayerwisePE
+
+MEASURED = [NAMED["none"], NAMED["lape"], NAMED["pvg"], NAMED["mpvg"], (False, 3, False, "delivered"),
+            (False, None, False, "initial")]
+
+
+def test_last_norm_is_its_equation():
+    module = LastNorm(12, with_pe=True).double()
+    for weight in module.parameters():
+        nn.init.normal_(weight)
+    x, p, w = torch.randn(2, 5, 12).double(), torch.randn(1, 5, 12).double(), module.state_dict()
+    alone = layer_norm(x, w, "token_norm")
+    torch.testing.assert_close(module(x), alone, rtol=0, atol=1e-10)
+    torch.testing.assert_close(module(x, p), alone + layer_norm(p, w, "pe_norm"), rtol=0, atol=1e-10)
+    assert LastNorm(12, with_pe=False).pe_norm is None
+
+
+# PE at the last norm, and folding it away
+
+@torch.no_grad()
+def test_under_gap_last_pe_adds_one_vector_to_every_image():
+    model, images = tiny("mpvg"), random_images(4)
+    last_pe = model.pe()[2]
+    c = layer_norm(model.pe.pos_embed, model.state_dict(), "last_norm.pe_norm")[0].mean(0)
+    with_pe = model.pool_tokens(model.forward_tokens(images))
+    without = copy.deepcopy(model)
+    without.last_norm.forward = lambda x, pe: model.last_norm.token_norm(x)
+    pooled = without.pool_tokens(without.forward_tokens(images))
+    assert last_pe is model.pe.pos_embed and c.abs().max() > 0.1
+    torch.testing.assert_close(with_pe - pooled, c.expand(4, -1), rtol=0, atol=1e-10)
+    without.head.bias += model.head.weight @ c                      # W (f + c) + b = W f + (W c + b)
+    torch.testing.assert_close(without(images), model(images), rtol=0, atol=1e-10)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("pe_init", INITS)
+@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("switches", VALID, ids=name)
+def test_folding_keeps_the_logits(switches, pool, pe_init):
+    model, images = tiny(switches, pool, pe_init).float(), random_images().float()
+    before, expected = copy.deepcopy(model.state_dict()), model(images)
+    folded = fold_last_pe(model)
+    torch.testing.assert_close(folded(images), expected, rtol=0, atol=1e-5)
+    assert not any(isinstance(module, LayerwisePE) for module in folded.modules())
+    assert sum(isinstance(module, nn.LayerNorm) for module in folded.modules()) == 2 * DEPTH + 1
+    assert isinstance(model.pe, LayerwisePE) and torch.equal(model(images), expected)
+    assert all(torch.equal(weight, before[key]) for key, weight in model.state_dict().items())
+
+
+def test_folding_moves_the_bias_by_w_c():
+    model = tiny("mpvg", "cls")
+    c = layer_norm(model.pe.pos_embed, model.state_dict(), "last_norm.pe_norm")[0, 0]
+    torch.testing.assert_close(fold_last_pe(model).head.bias, model.head.bias + model.head.weight @ c, rtol=0,
+                               atol=1e-10)
+
+
+def test_a_folded_model_is_for_inference():
+    """A constant that still asked for a gradient would keep every activation of a forward pass."""
+    model = tiny("mpvg").train()
+    folded = fold_last_pe(model)
+    assert model.training and not folded.training
+    assert not folded(random_images()).requires_grad
+    assert not any(weight.requires_grad for weight in folded.state_dict(keep_vars=True).values())
+    assert all(weight.requires_grad for weight in model.parameters())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("known", NAMED)
+def test_folding_twice_changes_nothing(known):
+    images, once = random_images(), fold_last_pe(tiny(known))
+    twice = fold_last_pe(once)
+    assert torch.equal(twice(images), once(images))
+    assert all(torch.equal(weight, once.state_dict()[key]) for key, weight in twice.state_dict().items())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("pe_init", INITS)
+def test_a_folded_model_is_saved_and_loaded(tmp_path, pe_init):
+    images, folded = random_images(), fold_last_pe(tiny("mpvg", pe_init=pe_init))
+    torch.save(folded.state_dict(), tmp_path / "folded.pt")
+    other = fold_last_pe(tiny("mpvg", pe_init=pe_init))             # other random weights
+    assert not torch.allclose(other(images), folded(images))
+    other.load_state_dict(torch.load(tmp_path / "folded.pt", weights_only=True))
+    assert torch.equal(other(images), folded(images))
+
+
+def test_a_folded_model_can_still_be_measured():
+    model, images = tiny("mpvg"), random_images(3)
+    measured, folded = counterbalance(model, images), counterbalance(fold_last_pe(model), images)
+    assert [b.correlation for b in folded[:-1]] == pytest.approx([b.correlation for b in measured[:-1]], abs=1e-9)
+    assert folded[-1].pe is None                                    # it is in the head's bias now
+
+
+# Measuring the counterbalance
+
+def row_cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return (a * b).sum(1) / np.sqrt((a ** 2).sum(1) * (b ** 2).sum(1))
+
+
+@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("switches", MEASURED, ids=name)
+def test_counterbalance_from_scratch(switches, pool):
+    model, images = tiny(switches, pool), random_images(5)
+    expected = trace(model, images, switches)
+    measured = counterbalance(model, images)
+    assert [b.place for b in measured] == ["block 1", "block 2", "block 3", "last norm"]
+    for balance, x, y, pe in zip(measured, expected.stream, expected.normed, expected.pes):
+        y, x = y.detach().numpy().mean(0), x.detach().numpy().mean(0)
+        np.testing.assert_allclose(balance.tokens, y, rtol=0, atol=1e-10)
+        np.testing.assert_allclose(balance.stream, x, rtol=0, atol=1e-10)
+        if pe is None:
+            assert balance[3:] == (None,) * 5
+            continue
+        pe = pe.detach().numpy()
+        np.testing.assert_allclose(balance.pe, pe, rtol=0, atol=1e-10)
+        assert balance.correlation == pytest.approx(np.corrcoef(y.ravel(), pe.ravel())[0, 1], abs=1e-10)
+        assert balance.stream_correlation == pytest.approx(np.corrcoef(x.ravel(), pe.ravel())[0, 1], abs=1e-10)
+        assert balance.cosine == pytest.approx(row_cosines(y, pe).mean(), abs=1e-10)
+        assert balance.stream_cosine == pytest.approx(row_cosines(x, pe).mean(), abs=1e-10)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 5])
+def test_counterbalance_does_not_depend_on_the_batch_size(batch_size):
+    model, images = tiny("mpvg"), random_images(5)
+    whole, parts = counterbalance(model, images), counterbalance(model, images, batch_size=batch_size)
+    for a, b in zip(whole, parts):
+        torch.testing.assert_close(a.tokens, b.tokens, rtol=0, atol=1e-12)
+        torch.testing.assert_close(a.stream, b.stream, rtol=0, atol=1e-12)
+        assert a.correlation is None and b.correlation is None or a[4:] == pytest.approx(b[4:], abs=1e-12)
+
+
+def test_pe_against_the_tokens_measures_minus_one():
+    """PE is made the negative of what it meets; LN' leaves it so, as the tokens are normalised already."""
+    model = ViT(image_size=(12, 20), patch_size=4, width=12, depth=2, heads=3, pe="lape").double()
+    images = random_images(1)
+    with torch.no_grad():
+        model.pe.pos_embed.copy_(-model.patch_embed(images))
+    first = counterbalance(model, images)[0]
+    assert first.correlation == pytest.approx(-1, abs=1e-5) and first.cosine == pytest.approx(-1, abs=1e-5)
+    several = random_images(4)
+    with torch.no_grad():                                   # minus the mean token: each row against its row
+        model.pe.pos_embed.copy_(-model.blocks[0].norm1(model.patch_embed(several)).mean(0))
+    assert counterbalance(model, several)[0].cosine == pytest.approx(-1, abs=1e-5)
+    model.pe.norms[0].weight.data.neg_()                    # PE's own affine turns it around
+    assert counterbalance(model, several)[0].cosine == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_counterbalance_leaves_no_trace(training):
+    model, images = tiny("mpvg", dropout=0.5, stochastic_depth=0.5).train(training), random_images()
+    a, b = counterbalance(model, images), counterbalance(model, images)         # in eval mode: no dropout
+    assert all(torch.equal(x.tokens, y.tokens) for x, y in zip(a, b))
+    assert all(module.training == training for module in model.modules())
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_counterbalance_leaves_no_trace_after_an_error():
+    model = tiny("mpvg").train()
+    with pytest.raises(ValueError, match="images of shape"):
+        counterbalance(model, torch.zeros(2, 3, 8, 8).double())
+    assert all(module.training for module in model.modules())
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_counterbalance_in_float32_and_on_the_default_schedule():
+    measured = counterbalance(vit_nano(pe=PESchedule()), torch.randn(2, 3, 32, 32))
+    assert [b.correlation is None for b in measured] == [True, False, False, False, False]
+    assert all(b.tokens.dtype == torch.float64 and -1 <= b.correlation <= 1 for b in measured[1:])

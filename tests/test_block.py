@@ -1,0 +1,92 @@
+from collections import Counter
+
+import pytest
+import torch
+from equations import HEADS, WIDTH, attention, layer_norm, mlp, randomise
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from mpvg_minimal.block import Attention, Block
+
+
+def block(**options) -> Block:
+    return randomise(Block(WIDTH, HEADS, mlp_ratio=2, **options).double().eval())
+
+
+def tokens(count: int = 2) -> torch.Tensor:
+    return torch.randn(count, 7, WIDTH, dtype=torch.float64)
+
+
+def equations(module: Block, x: torch.Tensor, pe: torch.Tensor | float = 0.0) -> torch.Tensor:
+    w = module.state_dict()
+    x = x + attention(layer_norm(x, w, "norm1") + pe, w, "attn")
+    return x + mlp(layer_norm(x, w, "norm2"), w, "mlp")
+
+
+def test_a_block_is_its_two_equations():
+    module, x, pe = block(), tokens(), tokens(1)
+    torch.testing.assert_close(module(x), equations(module, x), rtol=0, atol=1e-10)
+    torch.testing.assert_close(module(x, pe), equations(module, x, pe), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("heads", [1, 2, 6])
+def test_attention_head_by_head(heads):
+    module, y = randomise(Attention(WIDTH, heads).double()), tokens()
+    torch.testing.assert_close(module(y), attention(y, {f"a.{key}": w for key, w in module.state_dict().items()}, "a",
+                                                    heads), rtol=0, atol=1e-10)
+
+
+def test_delivered_pe_is_a_bias_on_queries_keys_and_values():
+    module, x, pe = block(), tokens(), tokens(1)
+    bias = pe @ module.attn.qkv.weight.T                                        # W p, (1, N, 3 D)
+    expected = module(x, pe)
+    module.attn.qkv.register_forward_hook(lambda _, inputs, output: output + bias)
+    torch.testing.assert_close(module(x), expected, rtol=0, atol=1e-10)
+
+
+def test_delivering_is_one_addition():
+    class Count(TorchDispatchMode):
+        def __init__(self):
+            super().__init__()
+            self.calls = Counter()
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            self.calls[str(function)] += 1
+            return function(*args, **kwargs or {})
+
+    module, x, pe = block(), tokens(), tokens(1)
+    with torch.no_grad(), Count() as without:
+        module(x)
+    with torch.no_grad(), Count() as with_pe:
+        module(x, pe)
+    assert with_pe.calls - without.calls == {"aten.add.Tensor": 1} and not without.calls - with_pe.calls
+
+
+def test_heads_that_do_not_divide_the_width_are_refused():
+    with pytest.raises(ValueError, match="5 heads do not divide width 12"):
+        Attention(12, 5)
+
+
+@pytest.mark.parametrize("ratio, hidden", [(4, 48), (2, 24), (0.5, 6)])
+def test_the_hidden_layer_is_ratio_times_the_width(ratio, hidden):
+    module = Block(WIDTH, HEADS, mlp_ratio=ratio)
+    assert module.mlp.fc1.weight.shape == (hidden, WIDTH) and module.mlp.fc2.weight.shape == (WIDTH, hidden)
+
+
+def test_stochastic_depth_drops_branches_image_by_image():
+    module, x = block(stochastic_depth=0.5).train(), tokens(64)
+    w = module.state_dict()
+    kept = x + 2 * attention(layer_norm(x, w, "norm1"), w, "attn")              # kept at 1/2, so doubled
+    outcomes = [y for start in (x, kept) for y in (start, start + 2 * mlp(layer_norm(start, w, "norm2"), w, "mlp"))]
+    output = module(x)
+    distance = torch.stack([(output - outcome).abs().amax((1, 2)) for outcome in outcomes])         # (4, B)
+    assert distance.amin(0).max() < 1e-9
+    assert distance.argmin(0).bincount(minlength=4).min() >= 6                  # 16 expected of each
+    torch.testing.assert_close(module.eval()(x), equations(module, x), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("kind", ["dropout", "attention_dropout"])
+def test_dropout_is_for_training_alone(kind):
+    module, x = block(**{kind: 0.5}), tokens()
+    torch.testing.assert_close(module(x), equations(module, x), rtol=0, atol=1e-10)
+    module.train()
+    assert (module(x) - module(x)).abs().max() > 0.01

@@ -1,0 +1,337 @@
+"""Files: saving survives a kill and a full disk, damage is found, and nothing in a checkpoint can run code."""
+import ast
+import io
+import os
+import pickle
+import random
+import resource
+import signal
+import struct
+import time
+import zipfile
+from contextlib import suppress
+
+import pytest
+import torch
+from conftest import ROOT
+from runs import fork, in_child, run
+
+from mpvg_minimal import checkpoint
+from mpvg_minimal.errors import UserError
+
+SMALL = ("--dataset", "shapes", "--gap", "--mpvg", "--batch-size", 16, "--workers", 0)
+
+
+def content(number: int, size: int = 50_000) -> dict:
+    """A checkpoint whose tensors all hold its number, so that a mixture of two would show."""
+    return {"settings": {"number": number}, "number": number,
+            "model": {name: torch.full((size,), float(number)) for name in "abc"}}
+
+
+def assert_whole(found: dict) -> int:
+    """Every tensor holds the checkpoint's number, which is returned."""
+    assert all(torch.equal(tensor, torch.full_like(tensor, found["number"])) for tensor in found["model"].values())
+    return found["number"]
+
+
+def kill_while_saving(folder, kills: int) -> list[float]:
+    """Starts a process that only saves, and kills it at a random moment; `kills` times. Returns those moments."""
+    draw, moments, reached = random.Random(0), [], 0
+    said = folder / "said"                          # the number of the last save that has returned
+    said.write_text("0")
+
+    def save_for_ever():
+        number = reached
+        descriptor = os.open(said, os.O_WRONLY)
+        while True:
+            number += 1
+            checkpoint.save(folder, content(number))
+            os.pwrite(descriptor, f"{number:9}".encode(), 0)
+
+    for _ in range(kills):
+        pid, *_ = fork(save_for_ever)
+        while int(said.read_text()) < reached + 2:  # the old process's files are not enough: two saves of its own
+            time.sleep(0.001)
+        moments.append(draw.uniform(0, 0.03))
+        time.sleep(moments[-1])
+        os.kill(pid, signal.SIGKILL)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+        returned = int(said.read_text())
+        number = assert_whole(checkpoint.newest(folder))
+        assert returned <= number <= returned + 1   # what save() said is saved is there, or the one after it
+        if (folder / checkpoint.NEWEST).exists():   # not in the moment between the two renames
+            before = assert_whole(checkpoint.read(folder / checkpoint.PREVIOUS))
+            assert before == number - 1
+        reached = number
+    return moments
+
+
+@pytest.mark.promise("atomic")
+def test_killed_while_saving(tmp_path):
+    assert len(set(kill_while_saving(tmp_path, 50))) == 50
+
+
+@pytest.mark.slow
+@pytest.mark.promise("atomic")
+def test_killed_while_saving_more_often(tmp_path):
+    assert len(set(kill_while_saving(tmp_path, 1000))) == 1000
+
+
+@pytest.mark.promise("atomic")
+def test_flushed_before_renamed_and_folder_flushed_after(tmp_path, monkeypatch):
+    checkpoint.save(tmp_path, content(1))
+    calls = []
+
+    def noting(name, original):
+        def patched(*args):
+            if isinstance(args[0], int):
+                calls.append((name, os.path.basename(os.readlink(f"/proc/self/fd/{args[0]}"))))
+            else:
+                calls.append((name, *map(os.path.basename, args)))
+            return original(*args)
+        monkeypatch.setattr(os, name, patched)
+
+    noting("fsync", os.fsync)
+    noting("replace", os.replace)
+    checkpoint.save(tmp_path, content(2))
+    assert calls == [("fsync", "checkpoint.pt.tmp"), ("replace", "checkpoint.pt", "checkpoint.previous.pt"),
+                     ("replace", "checkpoint.pt.tmp", "checkpoint.pt"), ("fsync", tmp_path.name)]
+
+
+@pytest.mark.promise("atomic")
+def test_the_last_two_are_kept(tmp_path):
+    for number in (1, 2, 3):
+        checkpoint.save(tmp_path, content(number))
+    assert assert_whole(checkpoint.read(tmp_path / checkpoint.NEWEST)) == 3
+    assert assert_whole(checkpoint.read(tmp_path / checkpoint.PREVIOUS)) == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.previous.pt", "checkpoint.pt"]
+
+
+def payload(path) -> list[tuple[int, int]]:
+    """(first, last) byte of every part's data in the zip."""
+    ranges = []
+    with zipfile.ZipFile(path) as parts, open(path, "rb") as file:
+        for part in parts.infolist():
+            file.seek(part.header_offset + 26)
+            name, extra = struct.unpack("<HH", file.read(4))
+            first = part.header_offset + 30 + name + extra
+            if part.file_size:
+                ranges.append((first, first + part.file_size - 1))
+    return ranges
+
+
+def damages(whole: bytes, ranges: list[tuple[int, int]]) -> dict[str, bytes]:
+    """7 truncations, 100 flipped bits in the payload and one hole of zeros, each by its name."""
+    draw, cases = random.Random(0), {}
+    for share in (0, 0.01, 0.25, 0.5, 0.75, 0.99):
+        cases[f"cut to {share:.0%}"] = whole[:int(share * len(whole))]
+    cases["last byte missing"] = whole[:-1]
+    for number in range(100):
+        first, last = draw.choice(ranges) if number % 2 else max(ranges, key=lambda r: r[1] - r[0])
+        place, bit = draw.randint(first, last), draw.randrange(8)
+        cases[f"flip {number}"] = whole[:place] + bytes([whole[place] ^ 1 << bit]) + whole[place + 1:]
+    hole = max(ranges, key=lambda r: r[1] - r[0])[0] + 4096
+    cases["hole"] = whole[:hole] + bytes(65536) + whole[hole + 65536:]
+    return cases
+
+
+@pytest.fixture(scope="module")
+def two_checkpoints(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("damage")
+    checkpoint.save(folder, content(1))
+    checkpoint.save(folder, content(2))
+    path = folder / checkpoint.NEWEST
+    whole = path.read_bytes()
+    return folder, path, damages(whole, payload(path))
+
+
+CASES = [f"cut to {share}" for share in ("0%", "1%", "25%", "50%", "75%", "99%")] + ["last byte missing"]
+CASES += [f"flip {number}" for number in range(100)] + ["hole"]
+
+
+@pytest.mark.promise("last good")
+@pytest.mark.parametrize("case", CASES)
+def test_damage_is_found_and_the_one_before_is_used(two_checkpoints, case, capsys):
+    folder, path, cases = two_checkpoints
+    assert len(cases) == len(CASES) == 108
+    path.write_bytes(cases[case])
+    assert assert_whole(checkpoint.newest(folder)) == 1
+    err = capsys.readouterr().err
+    assert str(path) in err and str(folder / checkpoint.PREVIOUS) in err and err.count("\n") == 1
+
+
+@pytest.mark.promise("last good")
+def test_a_damaged_one_never_takes_the_place_of_a_good_one(tmp_path):
+    for number in (1, 2):
+        checkpoint.save(tmp_path, content(number))
+    (tmp_path / checkpoint.NEWEST).write_bytes(b"")
+    checkpoint.save(tmp_path, content(3))
+    assert assert_whole(checkpoint.read(tmp_path / checkpoint.PREVIOUS)) == 1
+    assert assert_whole(checkpoint.newest(tmp_path)) == 3
+
+
+@pytest.mark.promise("last good")
+def test_both_damaged_names_both(tmp_path):
+    for name in (checkpoint.NEWEST, checkpoint.PREVIOUS):
+        (tmp_path / name).write_bytes(b"no checkpoint")
+    with pytest.raises(UserError, match=r"checkpoint\.pt cannot .*checkpoint\.previous\.pt cannot "):
+        checkpoint.newest(tmp_path)
+
+
+class Hostile:
+    """Unpickled by an ordinary unpickler, it makes a file."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return open, (str(self.marker), "w")
+
+
+def hostile_zip(path, evil):
+    torch.save({"settings": {}, "model": evil}, path)
+
+
+def hostile_legacy(path, evil):
+    torch.save({"settings": {}, "model": evil}, path, _use_new_zipfile_serialization=False)
+
+
+def hostile_pickle(path, evil):
+    path.write_bytes(pickle.dumps({"settings": {}, "model": evil}))
+
+
+def hostile_swap(path, evil):
+    """A real checkpoint whose pickle was exchanged, with the right checksums."""
+    buffer = io.BytesIO()
+    torch.save(content(1), buffer)
+    with zipfile.ZipFile(buffer) as source, zipfile.ZipFile(path, "w") as target:
+        for part in source.infolist():
+            swapped = pickle.dumps({"settings": {}, "model": evil}, protocol=2)
+            target.writestr(part.filename, swapped if part.filename.endswith("data.pkl") else source.read(part))
+
+
+@pytest.mark.promise("nothing hostile")
+@pytest.mark.parametrize("write", [hostile_zip, hostile_legacy, hostile_pickle, hostile_swap])
+def test_a_pickle_that_runs_code_is_refused(tmp_path, write):
+    path, marker = tmp_path / checkpoint.NEWEST, tmp_path / "marker"
+    write(path, Hostile(marker))
+    with pytest.raises(UserError, match="cannot be read as a checkpoint"):
+        checkpoint.read(path)
+    assert not marker.exists()
+    with suppress(RuntimeError):                    # the file is a real danger: an unsafe load does run its code
+        torch.load(path, weights_only=False)
+    assert marker.exists()
+
+
+UNSAFE = {"pickle": ("load", "loads", "Unpickler"), "joblib": ("load",), "dill": ("load", "loads"),
+          "shelve": ("open",), "marshal": ("load", "loads"), "jit": ("load",), "hub": ("load",),
+          "yaml": ("load", "unsafe_load", "full_load")}
+
+
+def unsafe_loads(source: str) -> list[int]:
+    """Lines that load with code execution: torch.load without weights_only=True, pickles, numpy's, eval and exec."""
+    lines = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            names = [alias.name for alias in node.names] + [getattr(node, "module", None)]
+            if set(names) & {"pickle", "dill", "joblib", "shelve", "marshal"}:
+                lines.append(node.lineno)
+        if not isinstance(node, ast.Call):
+            continue
+        given = {key.arg: getattr(key.value, "value", None) for key in node.keywords}
+        if isinstance(node.func, ast.Name) and node.func.id in ("eval", "exec", "load"):
+            lines.append(node.lineno)
+        if isinstance(node.func, ast.Attribute):
+            owner = getattr(node.func.value, "id", getattr(node.func.value, "attr", ""))
+            torch_load = owner == "torch" and node.func.attr == "load" and given.get("weights_only") is not True
+            numpy_load = owner in ("np", "numpy") and node.func.attr == "load" and given.get("allow_pickle")
+            if torch_load or numpy_load or node.func.attr in UNSAFE.get(owner, ()):
+                lines.append(node.lineno)
+    return lines
+
+
+@pytest.mark.promise("nothing hostile")
+def test_the_source_has_no_unsafe_load():
+    files = sorted([*(ROOT / "mpvg_minimal").glob("**/*.py"), *ROOT.glob("*.py")])
+    assert len(files) > 15
+    assert {path.name: lines for path in files if (lines := unsafe_loads(path.read_text()))} == {}
+    loads = [path.name for path in files if "torch.load(" in path.read_text()]
+    assert loads == ["checkpoint.py"]               # one place, where checksums are compared first
+
+
+@pytest.mark.promise("nothing hostile")
+@pytest.mark.parametrize("line", [
+    "torch.load(path)", "torch.load(path, weights_only=False)", "torch.load(path, weights_only=safe)",
+    "import pickle", "from pickle import load", "pickle.loads(text)", "np.load(path, allow_pickle=True)",
+    "eval(text)", "exec(text)", "torch.jit.load(path)", "yaml.load(text)", "torch.hub.load(name)"])
+def test_the_scan_finds(line):
+    assert unsafe_loads(line) == [1]
+
+
+def plain(value) -> bool:
+    if isinstance(value, dict):
+        return type(value) in (dict, torch.nn.Module().state_dict().__class__) and all(
+            type(key) in (str, int) and plain(entry) for key, entry in value.items())
+    if type(value) in (list, tuple):
+        return all(map(plain, value))
+    return value is None or type(value) in (torch.Tensor, str, int, float, bool)
+
+
+@pytest.mark.promise("nothing hostile")
+def test_a_run_saves_plain_types_only(tmp_path):
+    assert run("train_cifar", *SMALL, "--epochs", 1, "--ema", 0.9, "--out", tmp_path).code == 0
+    saved = checkpoint.read(tmp_path / checkpoint.NEWEST)
+    assert plain(saved) and len(saved["history"]) == 1 and saved["ema"]
+    assert not plain({"a": [tmp_path]})
+
+
+def limit_file_size(size: int) -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
+@pytest.mark.promise("disk full")
+@pytest.mark.parametrize("size", [0, 1000, 100_000, 599_000])
+def test_disk_full_leaves_the_one_before(tmp_path, size):
+    checkpoint.save(tmp_path, content(1))
+    before = (tmp_path / checkpoint.NEWEST).read_bytes()
+    assert len(before) > 600_000
+
+    reading, writing = os.pipe()                    # no file: under this limit stderr's file is full too
+
+    def save_into_too_little():
+        limit_file_size(size)
+        try:
+            checkpoint.save(tmp_path, content(2))
+        except UserError as error:
+            os.write(writing, str(error).encode())
+
+    assert in_child(save_into_too_little).code == 0
+    os.close(writing)
+    with open(reading) as pipe:
+        message = pipe.read()
+    assert "is the disk full? The checkpoint before it is intact" in message
+    assert str(tmp_path / checkpoint.NEWEST) in message
+    assert (tmp_path / checkpoint.NEWEST).read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]      # no remains that fill the disk
+
+
+@pytest.mark.promise("disk full")
+def test_disk_full_in_a_run_that_then_goes_on(tmp_path):
+    flags = (*SMALL, "--epochs", 3, "--out", tmp_path)
+
+    def full_from_the_second_save():
+        original, calls = checkpoint.save, []
+
+        def save(*args):
+            calls.append(1)
+            if len(calls) == 2:
+                limit_file_size(2_000_000)          # the checkpoint has more
+            original(*args)
+        checkpoint.save = save
+
+    stopped = run("train_cifar", *flags, fault=full_from_the_second_save)
+    assert stopped.code == 2 and stopped.err.count("\n") == 1
+    assert "is the disk full? The checkpoint before it is intact" in stopped.err
+    assert checkpoint.read(tmp_path / checkpoint.NEWEST)["epoch"] == 1
+    assert run("train_cifar", *flags, "--resume").code == 0
+    assert checkpoint.read(tmp_path / checkpoint.NEWEST)["epoch"] == 3

@@ -1,0 +1,75 @@
+"""What the measurements compute, where it can be known; never how fast this machine is."""
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT
+from torch import nn
+
+from mpvg_minimal import cost, vit_lite, vit_nano
+from mpvg_minimal.throughput import Repeated
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("pool", ["gap", "cls"])
+def test_flops_are_those_of_the_matrix_products(pool):
+    D, L, N, patches, K, hidden = 256, 7, 64 + (pool == "cls"), 64, 10, 512
+    embed = patches * D * 3 * 4 * 4
+    block = N * D * 3 * D + 2 * N * N * D + N * D * D + 2 * N * D * hidden
+    assert cost.forward_flops(vit_lite(pool=pool), torch.randn(3, 3, 32, 32)) == 2 * (embed + L * block + D * K)
+
+
+def test_delivering_pe_costs_no_matrix_product_and_few_parameters():
+    counts = {pe: sum(p.numel() for p in vit_lite(pe=pe).parameters()) for pe in cost.SCHEDULES}
+    D, L, N = 256, 7, 64
+    once = counts["once"]
+    assert {pe: count - once for pe, count in counts.items()} == {
+        "once": 0, "none": -N * D, "lape": 2 * D * L, "pvg": 2 * D * (L - 1), "mpvg": 2 * D * L}
+    assert (counts["mpvg"] - once) / once < 0.003
+
+
+def test_kept_for_backward_counts_each_tensor_once_and_no_parameter():
+    x = torch.randn(4, 8)
+    assert cost.kept_for_backward(nn.Linear(8, 3), x) == 4 * 8 * 4                          # its input
+    two = nn.Sequential(nn.Linear(8, 16), nn.Sigmoid(), nn.Linear(16, 2))
+    assert cost.kept_for_backward(two, x) == (4 * 8 + 4 * 16) * 4       # the sigmoid's output is the next one's input
+
+
+def test_rounds_take_turns_after_two_to_warm_up():
+    calls = []
+    seconds = cost.interleaved({name: lambda name=name: calls.append(name) for name in "ab"}, rounds=3, device=CPU)
+    assert calls == list("ab") * 5
+    assert {name: len(times) for name, times in seconds.items()} == {"a": 3, "b": 3}
+
+
+def test_the_ratio_is_the_median_of_the_rounds_ratios():
+    row = cost.summary("train", [2.0, 1.0, 4.0], once=[1.0, 1.0, 1.0], batch=8)
+    assert row["train_ratio"] == 0.5 and row["train_images_per_second"] == 4.0
+    assert row["train_ratio_quartiles"] == [0.25, 1.0]
+
+
+def test_a_repeated_batch_stands_in_for_a_loader():
+    batches = Repeated(("images", "labels"), 5)
+    assert len(batches) == 5 and list(batches.epoch(3, start=2)) == [("images", "labels")] * 3
+
+
+def test_the_command_measures_every_schedule_and_the_folded_model(tmp_path):
+    command = [sys.executable, "-m", "mpvg_minimal.cost", "--models", "vit_nano", "--batch", "2", "--rounds", "1"]
+    done = subprocess.run([*command, "--out", tmp_path], cwd=ROOT, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "cost_cpu.json").read_text())
+    rows = {row["variant"]: row for row in result["rows"]}
+    assert set(rows) == {*cost.SCHEDULES, "mpvg, folded"}
+    assert rows["once"]["train_ratio"] == rows["once"]["inference_ratio"] == 1.0
+    assert all(row["inference_images_per_second"] > 0 for row in rows.values())
+    assert rows["mpvg"]["parameters"] == sum(p.numel() for p in vit_nano(pe="mpvg").parameters())
+    assert "train_ratio" not in rows["mpvg, folded"]
+    assert cost.table(result["rows"]) in done.stdout
+
+
+def test_the_readmes_table_is_drawn_from_the_measurement():
+    rows = json.loads((ROOT / "results" / "cost_cpu.json").read_text())["rows"]
+    assert cost.short_table(rows) in (ROOT / "README.md").read_text()

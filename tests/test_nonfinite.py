@@ -1,0 +1,218 @@
+"""A NaN or infinite loss: fp32 and bf16 stop before the update, fp16 skips the step and gives up in the end."""
+import copy
+import math
+import os
+import signal
+
+import pytest
+import torch
+from runs import before, difference, run, small_shapes
+from torch import nn
+
+from mpvg_minimal import checkpoint, cli, data, recipes, train
+from mpvg_minimal.errors import NonFinite
+from mpvg_minimal.run import start
+
+CPU = torch.device("cpu")
+STEPS = 6
+SETTINGS = recipes.SHAPES | dict(epochs=3, batch_size=16, ema=0.9, seed=0, accumulate=1, clip_grad=0.0)
+
+
+class Bias(nn.Module):
+    """Logits that do not depend on the image: without a matrix product, which bf16 on CPU may not survive."""
+
+    def __init__(self, *values: float):
+        super().__init__()
+        self.logits = nn.Parameter(torch.tensor(values))
+
+    def forward(self, images):
+        return self.logits.expand(len(images), -1) + images.flatten(1).mean(1, keepdim=True)
+
+
+def new_run(tmp_path, *, amp=None, model=None, **settings):
+    model = model or Bias(*[0.0] * 16)
+    torch.manual_seed(0)
+    new = start(model, SETTINGS | settings, out=tmp_path, device=CPU, amp=amp)
+    new.scaler = torch.amp.GradScaler("cpu", init_scale=1024, growth_interval=1000, enabled=amp is torch.float16)
+    return new
+
+
+def batches():
+    source = small_shapes()
+    return [data.Batches(part, None, batch_size=16, train=part is source.train) for part in (source.train, source.test)]
+
+
+def moving(of) -> dict:
+    """What an update moves, copied."""
+    return copy.deepcopy({"model": of.model.state_dict(), "optimizer": of.optimizer.state_dict()["state"],
+                          "ema": of.ema.state_dict(), "updates": of.updates})
+
+
+class Fault:
+    """A `prepare` that returns `value` in all pixels in the chosen calls, from 1, and remembers the run before it."""
+
+    def __init__(self, of, value: float, *calls: int):
+        self.run, self.value, self.calls, self.call, self.snapshots = of, value, calls, 0, []
+
+    def __call__(self, images):
+        if not torch.is_grad_enabled():             # in an evaluation
+            return images.float() / 255
+        self.call += 1
+        if self.call not in self.calls:
+            return images.float() / 255
+        self.snapshots.append(moving(self.run))
+        return torch.full(images.shape, self.value)
+
+
+@pytest.mark.promise("non-finite")
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("amp", [None, torch.bfloat16])
+@pytest.mark.parametrize("epoch, step", [(1, 1), (2, 4), (3, STEPS)])
+def test_stops_before_the_update_and_says_where(tmp_path, value, amp, epoch, step):
+    stopped = new_run(tmp_path, amp=amp)
+    fault = Fault(stopped, value, (epoch - 1) * STEPS + step)
+    with pytest.raises(NonFinite) as error:
+        train.fit(stopped, *batches(), prepare=fault)
+    assert f"not finite in epoch {epoch}, step {step};" in str(error.value) and error.value.exit_code == 1
+    last = f"the last good checkpoint is after {epoch - 1} epochs and 0 steps" if epoch > 1 else "no checkpoint yet"
+    assert last in str(error.value)
+    now = moving(stopped)
+    assert difference(now["model"], fault.snapshots[0]["model"]) is None
+    if epoch > 1:                                   # before the very first step the optimizer has no state
+        assert difference(now["optimizer"], fault.snapshots[0]["optimizer"]) is None
+    if epoch > 1:
+        saved = checkpoint.read(tmp_path / checkpoint.NEWEST)
+        assert saved["epoch"] == epoch - 1
+        assert all(tensor.isfinite().all() for tensor in saved["model"].values())
+    else:
+        assert not (tmp_path / checkpoint.NEWEST).exists()
+
+
+@pytest.mark.promise("non-finite")
+def test_an_infinite_loss_with_finite_gradients_stops_too(tmp_path):
+    """softmax - target is finite where log softmax is not, so the gradients alone would not tell."""
+    stopped = new_run(tmp_path, model=Bias(3e38, -3e38), ema=0.0)
+    images, targets = torch.zeros(4, 3, 8, 8), torch.ones(4, dtype=torch.int64)
+    train.train_step(stopped, images, targets, lr=1.0)
+    assert stopped.model.logits.grad.isfinite().all()
+    assert stopped.model.logits.tolist() == torch.tensor([3e38, -3e38]).tolist()
+    with pytest.raises(NonFinite, match="epoch 1, step 1"):
+        train.look(stopped)
+
+
+@pytest.mark.promise("non-finite")
+def test_one_part_of_an_accumulated_batch_is_enough(tmp_path):
+    stopped = new_run(tmp_path)
+    images = torch.zeros(4, 3, 8, 8)
+    images[3] = math.nan
+    before_it = moving(stopped)["model"]
+    train.train_step(stopped, images, torch.zeros(4, dtype=torch.int64), lr=1.0, accumulate=4)
+    assert difference(moving(stopped)["model"], before_it) is None
+    with pytest.raises(NonFinite):
+        train.look(stopped)
+
+
+@pytest.mark.promise("non-finite")
+def test_an_interrupt_after_a_bad_step_saves_nothing(tmp_path):
+    stopped = new_run(tmp_path)
+    fault = Fault(stopped, math.nan, STEPS + 3)
+
+    def prepare(images):
+        if fault.call == STEPS + 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return fault(images)
+
+    with pytest.raises(NonFinite, match="epoch 2, step 3"):
+        train.fit(stopped, *batches(), prepare=prepare)
+    saved = checkpoint.read(tmp_path / checkpoint.NEWEST)
+    assert (saved["epoch"], saved["step"]) == (1, 0)
+
+
+@pytest.mark.promise("non-finite")
+def test_the_last_good_checkpoint_may_be_one_in_mid_epoch(tmp_path):
+    first = new_run(tmp_path)
+    first.epoch, first.step = 1, 2
+    first.save()
+    resumed = new_run(tmp_path)
+    resumed.load()
+    with pytest.raises(NonFinite, match="the last good checkpoint is after 1 epochs and 2 steps"):
+        train.fit(resumed, *batches(), prepare=Fault(resumed, math.nan, 1))
+
+
+@pytest.mark.promise("non-finite")
+def test_the_script_ends_with_one_line(tmp_path):
+    def fault():
+        prepare_on = cli.prepare_on
+        cli.prepare_on = lambda *args: lambda images, ready=prepare_on(*args): ready(images) * math.nan
+    flags = ("--dataset", "shapes", "--batch-size", 16, "--workers", 0, "--out", tmp_path)
+    stopped = run("train_cifar", *flags, fault=fault)
+    assert stopped.code == 1 and stopped.err.count("\n") == 1
+    assert stopped.err.startswith("error: the loss or its gradient is not finite in epoch 1, step 1; no update")
+
+
+@pytest.mark.promise("non-finite")
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_fp16_skips_the_step_and_nothing_moves(tmp_path, value):
+    run_fp16 = new_run(tmp_path, amp=torch.float16)
+    fault = Fault(run_fp16, value, STEPS + 2, STEPS + 3)
+    rates, after = [], []
+    original = train.train_step
+
+    def step(*args, lr, **options):
+        original(*args, lr=lr, **options)
+        rates.append(lr)
+        after.append((moving(run_fp16), run_fp16.scaler.get_scale(), run_fp16.skipped))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "train_step", step)
+        history = train.fit(run_fp16, *batches(), prepare=fault)
+    first, second = STEPS + 1, STEPS + 2            # positions of the two skipped steps
+    for position, snapshot in zip((first, second), fault.snapshots):
+        assert difference(after[position][0], snapshot) is None
+    assert [after[n][1] for n in (first - 1, first, second, second + 1)] == [1024, 512, 256, 256]
+    assert [after[n][2] for n in (first - 1, first, second, second + 1)] == [0, 1, 2, 0]
+    assert rates[first] == rates[second] == rates[second + 1] != rates[second + 2]      # the schedule waits
+    assert run_fp16.updates == 3 * STEPS - 2
+    assert difference(after[second + 1][0]["model"], after[second][0]["model"]) is not None     # and goes on
+    assert all(math.isfinite(line["train_loss"]) for line in history) and len(history) == 3
+
+
+@pytest.mark.promise("non-finite")
+def test_fp16_gives_up_after_so_many_skips_in_a_row(tmp_path):
+    run_fp16 = new_run(tmp_path, amp=torch.float16, epochs=10)
+    lone = range(2, 2 * STEPS, 2)                   # skipped steps with a good one between them do not count
+    fault = Fault(run_fp16, math.nan, *lone, *range(2 * STEPS + 2, 100))
+    with pytest.raises(NonFinite) as error:
+        train.fit(run_fp16, *batches(), prepare=fault)
+    assert train.GIVE_UP == 20
+    last = 2 * STEPS + 1 + train.GIVE_UP            # the step of the 20th in a row, over all epochs
+    epoch, step = (last - 1) // STEPS + 1, (last - 1) % STEPS + 1
+    assert fault.call == last
+    assert f"in fp16 in 20 steps in a row, up to epoch {epoch}, step {step};" in str(error.value)
+    assert f"the last good checkpoint is after {epoch - 1} epochs and 0 steps" in str(error.value)
+    assert run_fp16.updates == 2 * STEPS + 1 - len(lone)
+
+
+@pytest.mark.promise("non-finite")
+def test_fp16_counts_on_after_a_resume(tmp_path):
+    """19 skipped steps in the checkpoint and one more after it are 20."""
+    first = new_run(tmp_path, amp=torch.float16)
+    first.skipped, first.epoch = train.GIVE_UP - 1, 1
+    first.scaler = torch.amp.GradScaler("cpu", init_scale=0.25)
+    first.save()
+    resumed = new_run(tmp_path, amp=torch.float16)
+    resumed.load()
+    assert resumed.scaler.get_scale() == 0.25
+    with pytest.raises(NonFinite, match="20 steps in a row, up to epoch 2, step 1"):
+        train.fit(resumed, *batches(), prepare=Fault(resumed, math.nan, 1))
+
+
+@pytest.mark.promise("non-finite")
+def test_a_run_without_faults_is_left_alone(tmp_path):
+    quiet = new_run(tmp_path)
+    steps = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "train_step", train.train_step)
+        before(train, "train_step", -1, lambda: None, when=lambda *_, **__: steps.append(1))()
+        assert len(train.fit(quiet, *batches(), prepare=lambda images: images.float() / 255)) == 3
+    assert len(steps) == quiet.updates == 3 * STEPS and int(quiet.bad_step) == 0

@@ -1,0 +1,244 @@
+import copy
+
+import pytest
+import torch
+from equations import DEPTH, INITS, NAMED, POOLS, TINY, VALID, name, permuted, random_images, randomise, tiny, trace
+from torch import nn
+from torchvision.models import VisionTransformer, vit_b_16
+from torchvision.ops import StochasticDepth
+
+from mpvg_minimal import PESchedule, ViT, deit_base, deit_small, deit_tiny, vit_lite, vit_nano
+from mpvg_minimal.vit import SIZES
+
+# The same numbers as torchvision, and as the equations
+
+def torchvision_name(key: str) -> str:
+    """Where torchvision's VisionTransformer keeps our parameter of this name."""
+    for ours, theirs in (("patch_embed.proj", "conv_proj"), ("cls_token", "class_token"),
+                         ("pe.pos_embed", "encoder.pos_embedding"), ("last_norm.token_norm", "encoder.ln"),
+                         ("head", "heads.head"), ("blocks.", "encoder.layers.encoder_layer_"), ("norm1", "ln_1"),
+                         ("norm2", "ln_2"), ("attn.qkv.", "self_attention.in_proj_"),
+                         ("attn.proj", "self_attention.out_proj"), ("mlp.fc1", "mlp.0"), ("mlp.fc2", "mlp.3")):
+        key = key.replace(ours, theirs)
+    return key
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size, patch, width, depth, heads, ratio, classes", [
+    (32, 8, 96, 4, 3, 2, 16), (16, 4, 24, 2, 4, 4, 10), (12, 12, 8, 1, 1, 3, 2), (28, 7, 64, 3, 8, 1, 7)])
+def test_once_is_torchvisions_vit(size, patch, width, depth, heads, ratio, classes):
+    ours = ViT(image_size=size, patch_size=patch, width=width, depth=depth, heads=heads, mlp_ratio=ratio,
+               num_classes=classes, pool="cls", pe="once").eval()
+    theirs = VisionTransformer(image_size=size, patch_size=patch, num_layers=depth, num_heads=heads, hidden_dim=width,
+                               mlp_dim=width * ratio, num_classes=classes).eval()
+    randomise(ours)
+    ours.head.weight.div_(4)                                # logits near 1, so that 1e-5 is well above rounding
+    theirs.load_state_dict({torchvision_name(key): weight for key, weight in ours.state_dict().items()})
+    images = torch.randn(3, 3, size, size)
+    torch.testing.assert_close(ours(images), theirs(images), rtol=0, atol=1e-5)
+    assert ours(images).std() > 0.1
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("pe_init", INITS)
+@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("known", NAMED)
+def test_named_settings_are_their_equations(known, pool, pe_init):
+    model, images = tiny(known, pool, pe_init), random_images()
+    expected = trace(model, images, NAMED[known])
+    exact = dict(rtol=0, atol=1e-10 if pe_init == "learned" else 1e-4)          # sincos2d is made in float32
+    torch.testing.assert_close(model(images), expected.logits, **exact)
+    torch.testing.assert_close(model.forward_tokens(images), expected.tokens, **exact)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("pe_init", INITS)
+@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("switches", VALID, ids=name)
+def test_every_combination_of_switches_is_its_equations(switches, pool, pe_init):
+    model, images = tiny(switches, pool, pe_init), random_images()
+    exact = dict(rtol=0, atol=1e-10 if pe_init == "learned" else 1e-4)
+    torch.testing.assert_close(model(images), trace(model, images, switches).logits, **exact)
+
+
+@torch.no_grad()
+def test_float32_is_close_to_the_equations():
+    model, images = tiny("mpvg").float(), random_images().float()
+    expected = trace(model, images.double(), NAMED["mpvg"]).logits.float()
+    torch.testing.assert_close(model(images), expected, rtol=0, atol=1e-4)
+
+
+@torch.no_grad()
+def test_all_combinations_differ():
+    """If two gave the same logits from the same weights, a mix-up of the two would go unseen."""
+    weights, images, seen = tiny((True, 1, True, "initial")).state_dict(), random_images(1), []
+    for switches in VALID:
+        if switches[1:3] != (DEPTH, True):                  # handing on to one block alone is no handing on
+            model = tiny(switches)
+            model.load_state_dict({key: weights[key] for key in model.state_dict()})
+            seen.append(model(images)[0])
+    apart = torch.cdist(torch.stack(seen), torch.stack(seen)) + 9 * torch.eye(len(seen))
+    assert len(seen) == 34 and apart.min() > 1e-3
+
+
+# Without PE a ViT cannot know where a patch was
+
+@torch.no_grad()
+@pytest.mark.parametrize("pe_init", INITS)
+@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("switches", VALID, ids=name)
+def test_the_order_of_patches_counts_only_with_pe(switches, pool, pe_init):
+    """PE at the last norm alone comes too late: it is added after all that looks at the tokens (see balance.py)."""
+    model, images = tiny(switches, pool, pe_init), random_images()
+    order = torch.arange(15).roll(4)
+    change = (model(permuted(images, order)) - model(images)).abs().max()
+    assert change > 1e-3 if switches[:2] != (False, None) else change < 1e-10
+
+
+def test_permuting_moves_whole_patches():
+    images, order = random_images(), torch.randperm(15)
+    embed = tiny().patch_embed
+    torch.testing.assert_close(embed(permuted(images, order)), embed(images)[:, order], rtol=0, atol=1e-10)
+
+
+# Sizes
+
+def count(model: nn.Module) -> int:
+    return sum(weight.numel() for weight in model.parameters())
+
+
+def formula(*, patch: int, tokens: int, width: int, depth: int, hidden: int, classes: int, pool: str, norms: int):
+    """`norms`: PE's own. The class token comes with one more row of PE."""
+    block = 4 * width * (width + 1) + (width + 1) * hidden + (hidden + 1) * width + 2 * 2 * width
+    tokens = (3 * patch * patch + 1) * width + (tokens + 2 if pool == "cls" else tokens) * width
+    return tokens + depth * block + 2 * width * (1 + norms) + (width + 1) * classes
+
+
+@pytest.mark.parametrize("build, sizes, published", [
+    (vit_lite, dict(patch=4, tokens=64, width=256, depth=7, hidden=512, classes=10), 3.72e6),
+    (deit_tiny, dict(patch=16, tokens=196, width=192, depth=12, hidden=768, classes=1000), 5.72e6),
+    (deit_small, dict(patch=16, tokens=196, width=384, depth=12, hidden=1536, classes=1000), 22.05e6),
+    (deit_base, dict(patch=16, tokens=196, width=768, depth=12, hidden=3072, classes=1000), 86.57e6)])
+def test_parameters_are_as_many_as_published(build, sizes, published):
+    with torch.device("meta"):                              # no memory, only shapes
+        once, mpvg = build(pool="cls", pe="once"), build(pool="gap", pe="mpvg")
+    assert count(once) == formula(**sizes, pool="cls", norms=0) == pytest.approx(published, rel=2e-3)
+    assert count(mpvg) == formula(**sizes, pool="gap", norms=sizes["depth"])
+
+
+def test_deit_base_is_as_large_as_torchvisions():
+    with torch.device("meta"):
+        assert count(deit_base(pool="cls", pe="once")) == count(vit_b_16()) == 86_567_656
+
+
+def test_vit_nano_is_what_its_docstring_says():
+    model = vit_nano()
+    assert (model.patch_embed.grid, model.patch_embed.patch_size, len(model.blocks)) == ((4, 4), 8, 4)
+    assert count(model) == formula(patch=8, tokens=16, width=96, depth=4, hidden=192, classes=16, pool="gap", norms=4)
+    assert model.blocks[0].attn.heads == 3
+
+
+@pytest.mark.parametrize("build, heads", [(vit_lite, 4), (deit_tiny, 3), (deit_small, 6), (deit_base, 12)])
+def test_heads_are_as_published(build, heads):
+    with torch.device("meta"):
+        assert {block.attn.heads for block in build().blocks} == {heads}
+    assert SIZES[build.__name__] is build
+
+
+def test_a_named_size_takes_other_options():
+    model = vit_nano(7, image_size=(16, 24), depth=2, pe="lape")
+    assert (model.patch_embed.grid, len(model.blocks), len(model.pe.norms)) == ((2, 3), 2, 2)
+    assert model(torch.zeros(1, 3, 16, 24)).shape == (1, 7)
+
+
+@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("switches", VALID, ids=name)
+def test_norms_exist_only_where_they_are_used(switches, pool):
+    model, used = tiny(switches, pool), set()
+    norms = {key: module for key, module in model.named_modules() if isinstance(module, nn.LayerNorm)}
+    for key, module in norms.items():
+        module.register_forward_hook(lambda *_, key=key: used.add(key))
+    model(random_images(1))
+    delivered = 0 if switches[1] is None else DEPTH - switches[1] + 1
+    assert used == set(norms) and len(norms) == 2 * DEPTH + 1 + delivered + (switches[3] is not None)
+
+
+def test_linear_maps_and_class_token_start_small():
+    model = ViT(image_size=32, patch_size=4, width=64, depth=2, heads=4, pool="cls")
+    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    assert len(linear) == 4 * 2 + 1 and all(layer.bias.eq(0).all() for layer in linear)
+    assert all(layer.weight.std().item() == pytest.approx(0.02, rel=0.1) for layer in linear)
+    assert 0 < model.cls_token.std() < 0.04
+
+
+# What is refused
+
+@pytest.mark.parametrize("options, why", [
+    (dict(pool="mean"), "pool is 'mean', expected \"gap\" or \"cls\""), (dict(pe="mvpg"), "'mvpg'.* none, once"),
+    (dict(heads=5), "5 heads do not divide width 12"), (dict(patch_size=5), "patch size 5 does not divide"),
+    (dict(pe_init="sincos2d", width=18, pe="once"), "4 divides, got 18")])
+def test_settings_without_sense_are_refused(options, why):
+    with pytest.raises(ValueError, match=why):
+        ViT(**{**TINY, **options})
+
+
+# How it behaves in training, when compiled, copied and stored
+
+def test_stochastic_depth_grows_linearly():
+    model = ViT(**{**TINY, "depth": 5}, stochastic_depth=0.2)
+    rates = [module.p for module in model.modules() if isinstance(module, StochasticDepth)]
+    assert rates == pytest.approx([0.0, 0.05, 0.1, 0.15, 0.2])
+    assert ViT(**{**TINY, "depth": 1}, pe="lape", stochastic_depth=0.2).blocks[0].drop_path.p == 0
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["dropout", "attention_dropout", "stochastic_depth"])
+def test_nothing_is_drawn_in_eval_mode(kind):
+    model, images = tiny("mpvg", **{kind: 0.5}), random_images(8)
+    expected = trace(model, images, NAMED["mpvg"]).logits
+    torch.testing.assert_close(model(images), expected, rtol=0, atol=1e-10)
+    model.train()
+    assert (model(images) - expected).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("known, pool", [*((known, "gap") for known in NAMED), ("mpvg", "cls")])
+def test_compiles_as_one_graph(known, pool):
+    torch.compiler.reset()                                  # it compiles one function for at most eight models
+    model = tiny(known, pool, dropout=0.1, stochastic_depth=0.5).train()
+    compiled, images = torch.compile(model, fullgraph=True, backend="eager"), random_images(4)
+    gradients = []
+    for each in (model, compiled):
+        torch.manual_seed(0)
+        model.zero_grad()
+        each(images).square().sum().backward()
+        gradients.append([weight.grad.clone() for weight in model.parameters()])
+    torch.testing.assert_close(*gradients)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("pe_init", INITS)
+@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("known", NAMED)
+def test_copies_give_the_same_bits(known, pool, pe_init, tmp_path):
+    model, images = tiny(known, pool, pe_init), random_images()
+    expected = model(images)
+    copied, stored = copy.deepcopy(model), tiny(known, pool, pe_init)           # the second with other weights
+    assert not torch.equal(stored(images), expected)
+    torch.save(model.state_dict(), tmp_path / "model.pt")
+    stored.load_state_dict(torch.load(tmp_path / "model.pt", weights_only=True))
+    randomise(model)
+    assert torch.equal(copied(images), expected) and torch.equal(stored(images), expected)
+
+
+def test_no_image_sees_another():
+    model, images = tiny("mpvg"), random_images(3)
+    torch.testing.assert_close(model(images)[1:2], model(images[1:2]), rtol=0, atol=1e-10)
+
+
+def test_a_schedule_may_be_given_itself():
+    torch.manual_seed(3)
+    by_name = tiny("mpvg")
+    torch.manual_seed(3)
+    images, by_switches = random_images(), tiny(NAMED["mpvg"])
+    by_switches.load_state_dict(by_name.state_dict())
+    assert torch.equal(by_switches(images), by_name(images)) and by_switches.pe.schedule == PESchedule.named("mpvg")
