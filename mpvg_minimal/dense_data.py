@@ -54,11 +54,14 @@ def open_dense(task: str, dataset: str, data_dir: str, image_size: int, scale: l
     if not len(train) or not len(test):
         raise UserError(f"{data_dir} holds {len(train)} training and {len(test)} test images: fetch "
                         + FETCH[dataset].format(data_dir))
+    return Source(train, test, classes, image_size, *IMAGENET_STATS, transforms_of(image_size, scale))
+
+
+def transforms_of(image_size: int, scale: list[float] | None) -> dict[str, v2.Compose]:
+    """(PIL image, mask or objects) -> the tensors that the top of this file describes."""
     size = (image_size, image_size)
-    crop = [v2.RandomResizedCrop(size, scale=scale), v2.RandomHorizontalFlip()]
-    transforms = {"train": v2.Compose([*(crop if scale else [v2.Resize(size)]), pack]),
-                  "test": v2.Compose([v2.Resize(size), pack])}
-    return Source(train, test, classes, image_size, *IMAGENET_STATS, transforms)
+    crop = [v2.RandomResizedCrop(size, scale=scale), v2.RandomHorizontalFlip()] if scale else [v2.Resize(size)]
+    return {"train": v2.Compose([*crop, pack]), "test": v2.Compose([v2.Resize(size), pack])}
 
 
 def open_shapes(task: str) -> Source:
@@ -132,7 +135,7 @@ def sound(target: dict[str, Tensor], size: tuple[int, int], file: str) -> dict[s
 
 
 def pack(image: Image.Image, target: Any) -> tuple[Tensor, Tensor]:
-    """The last of the transforms: the tensors that the top of this file describes."""
+    """The last of the transforms: boxes as rows, those cropped away left out, and everything as plain tensors."""
     image = v2.functional.pil_to_tensor(image)                              # (3, H, W) uint8
     if not isinstance(target, dict):
         return image, target.as_subclass(Tensor).to(torch.uint8)            # (H, W)
