@@ -43,7 +43,8 @@ def one_line_errors():
     except RuntimeError as error:                   # torch raises it at whatever line it finds the process gone
         if not re.match(r"DataLoader worker \(pid", str(error)):
             raise
-        message = f"a process that loads images died: {error} Out of memory? Try fewer --workers, go on with --resume"
+        reason_given = str(error).strip(". ")
+        message = f"a process that loads images died: {reason_given}. Out of memory? Try fewer --workers and --resume"
         exit_code = 1
     else:
         return
