@@ -50,7 +50,9 @@ def kill_while_saving(folder, kills: int) -> list[float]:
 
     for _ in range(kills):
         pid, *_ = fork(save_for_ever)
+        end = time.monotonic() + 30
         while int(said.read_text()) < reached + 2:  # the old process's files are not enough: two saves of its own
+            assert time.monotonic() < end, "the saving process does not save"
             time.sleep(0.001)
         moments.append(draw.uniform(0, 0.03))
         time.sleep(moments[-1])
