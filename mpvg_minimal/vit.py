@@ -57,7 +57,7 @@ class ViT(nn.Module):
         """Tokens after the last norm, (B, N, D), for dense tasks; with pool="cls" row 0 is the class token."""
         x = self.patch_embed(images)                                # (B, 3, H, W) -> (B, N, D)
         if self.cls_token is not None:
-            x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)    # N grows by one
+            x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)    # N grows by one
         input_pe, block_pes, last_pe = self.pe()                    # (1, N, D) each, or None
         if input_pe is not None:
             x = x + input_pe
