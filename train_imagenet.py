@@ -3,6 +3,7 @@
     python train_imagenet.py --gap --mpvg --data-dir IMAGENET                               one GPU
     torchrun --nproc-per-node 8 train_imagenet.py --gap --mpvg --data-dir IMAGENET          eight GPUs
     python train_imagenet.py --data-dir IMAGENET --eval runs/NAME/checkpoint.pt             test a checkpoint
+    python train_imagenet.py --data-dir IMAGENET --init CHECKPOINT --image-size 384 --epochs 30 --lr 5e-6
 
 IMAGENET holds train/CLASS/*.jpg and val/CLASS/*.jpg. --batch-size counts the images of one update over all
 processes, so the recipe is the same everywhere. Accuracy and hours on ImageNet: not measured.
@@ -23,6 +24,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--accumulate", type=cli.number(int, least=1), default=1,
                         help="parts that each process takes its share of a batch in, to save memory")
     parser.add_argument("--eval", type=Path, metavar="CHECKPOINT", help="only test this checkpoint on val/")
+    parser.add_argument("--init", type=Path, metavar="CHECKPOINT",
+                        help="begin with its weights, PE resized to --image-size")
     return parser.parse_args()
 
 
@@ -51,7 +54,7 @@ def main() -> None:
         test(args, device)
     else:
         settings = cli.settings_of(args, device, recipes.IMAGENET, dataset="imagenet",
-                                   image_size=args.image_size or 224)
+                                   image_size=args.image_size or 224, **cli.settings_of_init(args))
         out = cli.choose_out(args, settings)
         source = data.open_source("imagenet", args.data_dir, settings["image_size"])
         cli.train(args, settings | source.identity(), source, out, device)

@@ -103,19 +103,20 @@ def _compare(place: str, tokens: Tensor, stream: Tensor, pe: Tensor | None) -> B
 class ConstantPE(nn.Module):
     """Stands in for `LayerwisePE` at inference: what it delivered, computed once and kept as constants."""
 
-    def __init__(self, input_pe: Tensor | None, block_pes: list[Tensor | None]):
+    def __init__(self, input_pe: Tensor | None, block_pes: list[Tensor | None], last_pe: Tensor | None = None):
         super().__init__()
         self.depth = len(block_pes)
         self.register_buffer("input_pe", None if input_pe is None else input_pe.detach())   # no Parameter any more
+        self.register_buffer("last_pe", last_pe)
         for number, pe in enumerate(block_pes):
             self.register_buffer(f"block_pe_{number}", pe)
 
-    def forward(self) -> tuple[Tensor | None, list[Tensor | None], None]:
-        return self.input_pe, [getattr(self, f"block_pe_{number}") for number in range(self.depth)], None
+    def forward(self) -> tuple[Tensor | None, list[Tensor | None], Tensor | None]:
+        return self.input_pe, [getattr(self, f"block_pe_{number}") for number in range(self.depth)], self.last_pe
 
 
 @torch.no_grad()
-def fold_last_pe(model: nn.Module) -> nn.Module:
+def fold_last_pe(model: nn.Module, *, dense: bool = False) -> nn.Module:
     """A copy for inference: PE at the last norm sits in the head's bias, every delivered PE is a constant.
 
     PE is the same for every image, so after the last norm it adds one vector c to every pooled feature f
@@ -125,12 +126,17 @@ def fold_last_pe(model: nn.Module) -> nn.Module:
 
     c can move into the bias: same logits (B, K), one LayerNorm and L additions on (N, D) less. Only for logits:
     the copy's `forward_tokens` gives the tokens without that PE. The copy is in eval mode; the model is untouched.
+    dense: for heads that use every token PE at the last norm is no mere bias, as it differs from token to token.
+    So it stays, as one more constant (1, N, D), LN'_last(p), and the copy gives the same tokens (B, N, D) too.
     """
     folded = copy.deepcopy(model).eval()
     input_pe, block_pes, last_pe = folded.pe()
-    if last_pe is not None:
+    if last_pe is not None and dense:
+        last_pe = folded.last_norm.pe_norm(last_pe)                 # (1, N, D)
+        folded.last_norm.pe_norm = nn.Identity()                    # what arrives there is normalised already
+    elif last_pe is not None:
         c = folded.pool_tokens(folded.last_norm.pe_norm(last_pe))   # (1, N, D) -> (1, D)
         folded.head.bias += (c @ folded.head.weight.T)[0]           # (1, D) @ (D, K) -> (K,)
-        folded.last_norm.pe_norm = None
-    folded.pe = ConstantPE(input_pe, block_pes)
+        folded.last_norm.pe_norm = last_pe = None
+    folded.pe = ConstantPE(input_pe, block_pes, last_pe)
     return folded.requires_grad_(False)

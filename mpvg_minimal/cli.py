@@ -9,6 +9,7 @@ import math
 import os
 import platform
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ from . import checkpoint, data, distributed, plots
 from .device_data import DeviceBatches
 from .errors import UserError
 from .run import Run, start
-from .train import fit
-from .vit import SIZES, ViT
+from .train import CLASSIFICATION, Task, fit
+from .vit import SIZES, ViT, resize_pe
 
 
 class Parser(argparse.ArgumentParser):
@@ -78,8 +79,9 @@ def add_flags(parser: argparse.ArgumentParser, models: list[str]) -> None:
 def settings_of(args: argparse.Namespace, device: torch.device, recipe: dict[str, Any], **more: Any) -> dict[str, Any]:
     """The recipe with what the flags say instead, and `more`."""
     given = {key: getattr(args, key) for key in ("model", "epochs", "batch_size", "lr", "ema")}
-    return {**recipe, **{key: value for key, value in given.items() if value is not None},
-            "pool": args.pool or "cls", "pe": args.pe or "once", "pe_init": args.pe_init or "learned",
+    recipe = {**recipe, **{key: value for key, value in given.items() if value is not None}}
+    recipe["final_lr"] = min(recipe["final_lr"], recipe["lr"])          # the rate falls, also from a small --lr
+    return {**recipe, "pool": args.pool or "cls", "pe": args.pe or "once", "pe_init": args.pe_init or "learned",
             "seed": args.seed, "limit": args.limit, "accumulate": getattr(args, "accumulate", 1),
             "loader": choose_loader(args.loader, device, more["dataset"]), **more}
 
@@ -90,6 +92,33 @@ def choose_loader(name: str, device: torch.device, dataset: str) -> str:
     if name == "device" and not fits:
         raise UserError(f"--loader device: {dataset} does not fit on a device; leave it out, or give --loader workers")
     return name if name != "auto" else "device" if fits and device.type == "cuda" else "workers"
+
+
+def settings_of_init(args: argparse.Namespace) -> dict[str, Any]:
+    """--init: what the checkpoint says about the model, where no flag does; a flag that says otherwise is refused."""
+    if args.init is None:
+        return {}
+    saved = checkpoint.read(args.init)["settings"]
+    model = {key: saved[key] for key in ("model", "pool", "pe", "pe_init")}
+    given = {key: getattr(args, key) for key in model if getattr(args, key) is not None}
+    checkpoint.refuse_other_settings({key: model[key] for key in given}, given)
+    return model | {"init": str(args.init)}
+
+
+def init_from(vit: ViT, path: str) -> None:
+    """Give `vit` the weights of a checkpoint: PE resized to its image size, the head too if the classes are as many."""
+    saved = checkpoint.read(Path(path))
+    if "task" in saved["settings"]:
+        raise UserError(f"--init {path} is of a {saved['settings']['task']} run, not of a classification run")
+    weights = resize_pe(load_model(saved), vit.patch_embed.image_size).state_dict()
+    own = vit.state_dict()
+    for name in ("head.weight", "head.bias"):
+        if name not in own or own[name].shape != weights[name].shape:
+            del weights[name]
+    try:
+        vit.load_state_dict({**own, **weights})
+    except RuntimeError as error:
+        raise UserError(f"--init {path} does not fit this model: {error}") from error
 
 
 def choose_device(name: str, amp: str = "auto") -> torch.device:
@@ -169,10 +198,14 @@ def build_batches(source: data.Source, settings: dict[str, Any], *, train: bool,
     augment = settings["augment"] if train else None
     dataset = data.take(source.train if train else source.test, settings["limit"])
     options = dict(batch_size=settings["batch_size"], train=train, seed=settings["seed"], rank=distributed.rank(),
-                   world=distributed.count(), image_size=source.image_size, classes=len(source.classes))
-    if settings["loader"] == "device":
-        return DeviceBatches(dataset, source, augment, device, **options)
-    transform = data.augmentation(source, **augment) if augment else data.plain(source)
+                   world=distributed.count())
+    if source.transforms:                                       # they make targets, and check what they are given
+        transform = source.transforms["train" if train else "test"]
+    else:
+        options |= dict(image_size=source.image_size, classes=len(source.classes))
+        if settings["loader"] == "device":
+            return DeviceBatches(dataset, source, augment, device, **options)
+        transform = data.augmentation(source, **augment) if augment else data.plain(source)
     if workers is None:                                         # nothing to decode or augment: no process for it
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         workers = 0 if transform is None else min(16, cores // distributed.count())
@@ -187,9 +220,9 @@ def read_config(run: Path) -> dict[str, Any]:
         raise UserError(f"{run} holds no run: config.json is missing or damaged ({type(error).__name__})") from error
 
 
-def load_model(saved: dict[str, Any]) -> ViT:
+def load_model(saved: dict[str, Any], build: Callable = build_model) -> Any:
     """The model of a checkpoint (see checkpoint.py), the averaged one if the run kept one, in eval mode."""
-    model = build_model(saved["settings"])
+    model = build(saved["settings"])
     weights = saved["model"]
     if saved["ema"]:
         weights = {name.removeprefix("module."): w for name, w in saved["ema"].items() if name.startswith("module.")}
@@ -203,11 +236,13 @@ def prepare_on(device: torch.device, source: data.Source) -> Any:
     return lambda images: data.normalise(images, mean, std)
 
 
-def train(args: argparse.Namespace, settings: dict[str, Any], source: data.Source, out: Path,
-          device: torch.device) -> Run:
+def train(args: argparse.Namespace, settings: dict[str, Any], source: data.Source, out: Path, device: torch.device, *,
+          build: Callable = build_model, task: Task = CLASSIFICATION) -> Run:
     """Build all parts, train to the end, draw the curves, print the test accuracy."""
     amp = choose_amp(args.amp, device)
-    model = build_model(settings)
+    model = build(settings)
+    if settings.get("init"):
+        init_from(getattr(model, "vit", model), settings["init"])
     run = start(model, settings, out=out, device=device, amp=amp, compiled=args.compile)
     if any(out.glob("checkpoint*.pt")):
         run.load()                                              # without one, the run was killed in its first epoch
@@ -223,8 +258,9 @@ def train(args: argparse.Namespace, settings: dict[str, Any], source: data.Sourc
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")              # TF32 for what stays in float32
     mix = data.mixing(settings["num_classes"], mixup=settings["mixup"], cutmix=settings["cutmix"])
-    history = fit(run, parts["train"], parts["test"], prepare=prepare_on(device, source), mix=mix)
+    history = fit(run, parts["train"], parts["test"], prepare=prepare_on(device, source), mix=mix,
+                  task=task)
     if distributed.is_first():
-        plots.draw_curves(history, out / "curves.png")
-        print(f"test accuracy: {history[-1]['top1']:.2f} %")
+        plots.draw_curves(history, out / "curves.png", score=task.score)
+        print(task.result.format(**history[-1]))
     return run

@@ -33,6 +33,7 @@ class Source(NamedTuple):
     image_size: int
     mean: tuple[float, float, float]        # of the pixels, scaled to 0 ... 1
     std: tuple[float, float, float]
+    transforms: dict[str, v2.Transform | None] | None = None    # of "train" and "test", if it brings its own
 
     def identity(self) -> dict[str, Any]:
         """What tells one data set from another: settings of a run, so that it is not resumed with another one."""
@@ -172,7 +173,7 @@ class Keyed(Dataset):
             raise UserError(f"{file} cannot be read as an image ({reason(error)}): replace or remove it") from error
         if self.transform is not None:
             with seeded("image", self.seed, epoch, index):
-                image = self.transform(image)
+                image, label = self.transform(image, label)
         expected = (3, self.image_size, self.image_size)
         if self.image_size is not None and tuple(image.shape) != expected:
             raise UserError(f"{file or f'image {index}'} is of shape {tuple(image.shape)}, expected {expected}")

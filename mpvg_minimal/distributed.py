@@ -4,6 +4,7 @@
 gloo and tensors on a GPU by NCCL, in one process group.
 """
 import os
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -59,6 +60,15 @@ def summed(tensor: Tensor) -> Tensor:
         tensor = tensor.clone()
         dist.all_reduce(tensor)
     return tensor
+
+
+def gathered(value: Any) -> list[Any]:
+    """The processes' values, plain or tensors on CPU, in every process."""
+    if not dist.is_initialized():
+        return [value]
+    values = [None] * count()
+    dist.all_gather_object(values, value)
+    return values
 
 
 def agree(number: int) -> int:

@@ -23,16 +23,20 @@ class PatchEmbed(nn.Module):
 
     def __init__(self, *, image_size: int | tuple[int, int], patch_size: int, width: int, channels: int = 3):
         super().__init__()
-        self.image_size, self.channels = pair(image_size), channels
-        if any(side < patch_size or side % patch_size for side in self.image_size):
-            raise ValueError(f"patch size {patch_size} does not divide image size {self.image_size}: choose a multiple")
-        self.patch_size = patch_size
-        self.grid = (self.image_size[0] // patch_size, self.image_size[1] // patch_size)
+        self.channels, self.patch_size = channels, patch_size
+        self.set_image_size(image_size)
         self.proj = nn.Conv2d(channels, width, kernel_size=patch_size, stride=patch_size)
+
+    def set_image_size(self, image_size: int | tuple[int, int]) -> None:
+        """Take images of this size from now on: the convolution does not depend on it. ValueError as above."""
+        size, patch_size = pair(image_size), self.patch_size
+        if any(side < patch_size or side % patch_size for side in size):
+            raise ValueError(f"patch size {patch_size} does not divide image size {size}: choose a multiple")
+        self.image_size, self.grid = size, (size[0] // patch_size, size[1] // patch_size)
 
     def forward(self, images: Tensor) -> Tensor:
         expected = (self.channels, *self.image_size)
-        if images.ndim != 4 or tuple(images.shape[1:]) != expected:
+        if tuple(images.shape[1:]) != expected:
             raise ValueError(f"images of shape {tuple(images.shape)}, but this model takes (B, {expected[0]}, "
                              f"{expected[1]}, {expected[2]}): resize them or build the model with another image_size")
         x = self.proj(images)                       # (B, 3, H, W) -> (B, D, H / P, W / P)

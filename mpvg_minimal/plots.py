@@ -9,6 +9,7 @@ from typing import Any
 import matplotlib
 import matplotlib.pyplot as plt
 import torch
+from torch import Tensor
 
 from .balance import Balance, counterbalance
 from .errors import UserError, one_line_errors
@@ -16,16 +17,18 @@ from .errors import UserError, one_line_errors
 matplotlib.use("Agg")                                           # files only, no window
 
 
-def draw_curves(history: list[dict[str, Any]], path: Path) -> None:
-    """Loss and accuracy over the epochs, from the metrics of a run."""
+def draw_curves(history: list[dict[str, Any]], path: Path, *, score: str = "top1") -> None:
+    """Loss and the metric that counts over the epochs, from the metrics of a run."""
+    label = "test top-1 (%)" if score == "top1" else f"test {score}"
     epochs = [line["epoch"] for line in history]
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
-    for key, label in (("train_loss", "training"), ("test_loss", "test")):
-        left.plot(epochs, [line[key] for line in history], marker=".", label=label)
-    right.plot(epochs, [line["top1"] for line in history], marker=".", color="C1")
+    for key, name in (("train_loss", "training"), ("test_loss", "test")):
+        if key in history[0]:
+            left.plot(epochs, [line[key] for line in history], marker=".", label=name)
+    right.plot(epochs, [line[score] for line in history], marker=".", color="C1")
     left.set(xlabel="epoch", ylabel="loss")
     left.legend()
-    right.set(xlabel="epoch", ylabel="test top-1 (%)", title=f"last: {history[-1]['top1']:.2f} %")
+    right.set(xlabel="epoch", ylabel=label, title=f"last: {history[-1][score]:.4g}")
     _save(figure, path)
 
 
@@ -62,6 +65,25 @@ def draw_cost(rows: list[dict[str, Any]], path: Path) -> None:
     axes[0].set_yticklabels([f"{row['model']}{', compiled' if row['compiled'] else ''}: {row['variant']}"
                              for row in rows], fontsize=7)
     axes[0].invert_yaxis()
+    _save(figure, path)
+
+
+def draw_dense(images: Tensor, truths: Any, found: Any, path: Path) -> None:
+    """Images (B, 3, H, W) uint8 above; below, truth and prediction: masks (H, W), or rows of a class and a box."""
+    size = (1.9 * len(images) + 0.4, 6)
+    figure, axes = plt.subplots(3, len(images), figsize=size, layout="constrained", squeeze=False)
+    for column, image in enumerate(images.permute(0, 2, 3, 1)):
+        rows = (("image", None), ("truth", truths[column]), ("found", found[column]))
+        for axis, (name, what) in zip(axes[:, column], rows):
+            axis.set(xticks=[], yticks=[], ylabel=name if column == 0 else "")
+            axis.imshow(image, interpolation="nearest", alpha=1 if what is None else 0.6)
+            if what is not None and what.shape == image.shape[:2]:
+                axis.imshow(torch.where(what == 0, torch.nan, what.float()), cmap="tab10", vmin=0, vmax=10, alpha=0.8,
+                            interpolation="nearest")
+            elif what is not None:
+                for label, x1, y1, x2, y2 in what.tolist():
+                    corner, colour = (x1 - 0.5, y1 - 0.5), f"C{int(label) % 10}"
+                    axis.add_patch(plt.Rectangle(corner, x2 - x1, y2 - y1, fill=False, color=colour, linewidth=2))
     _save(figure, path)
 
 

@@ -3,9 +3,10 @@
 Source of the loss scaling: Micikevicius et al. 2018 (mixed precision); weight decay on linear maps only: as in DeiT.
 """
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,17 @@ from . import checkpoint, distributed
 from .errors import UserError
 
 COUNTERS = ("epoch", "step", "updates", "skipped", "history")
+
+
+class Task(NamedTuple):
+    """What the loop has to know of a task. Targets are one tensor (B, ...) for a batch, whatever the task."""
+
+    loss_of: Callable           # (model, images, targets, label_smoothing) -> (mean loss, number of hits)
+    test: Callable              # (model, batches, options as for `outputs`) -> metrics by name
+    hits: str | None            # name of the share of hits, in %, among the metrics; None: there are no hits
+    score: str                  # the metric that counts
+    line: str                   # how to print the test's metrics after an epoch,
+    result: str                 # and at the end
 
 
 @dataclass

@@ -10,7 +10,7 @@ Shapes: B images of one process in one step, K classes. The settings' keys: see 
 """
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from typing import Any
 
@@ -23,7 +23,7 @@ from tqdm import tqdm
 from . import distributed
 from .errors import Interrupted, NonFinite
 from .interrupt import Interrupt, noted
-from .run import Run
+from .run import Run, Task
 from .seeding import seed_of
 
 LOOK = 50               # steps between two looks at the running loss: each look waits for the device
@@ -39,9 +39,16 @@ def learning_rate(update: int, total: int, *, lr: float, final_lr: float, warmup
     return final_lr + (lr - final_lr) * (1 + math.cos(math.pi * progress)) / 2
 
 
+def classify(model: nn.Module, images: Tensor, labels: Tensor, *, label_smoothing: float) -> tuple[Tensor, Tensor]:
+    """(mean loss, number of hits) of images (B, 3, H, W) with labels (B,) or (B, K)."""
+    logits = model(images)                                                  # (B, K)
+    hits = logits.detach().argmax(1) == (labels if labels.ndim == 1 else labels.argmax(1))
+    return cross_entropy(logits, labels, label_smoothing=label_smoothing), hits.sum()
+
+
 def train_step(run: Run, images: Tensor, targets: Tensor, *, lr: float, label_smoothing: float = 0.0,
-               clip_grad: float = 0.0, accumulate: int = 1) -> None:
-    """One update from images (B, 3, H, W) and targets (B,) or (B, K), taken in `accumulate` parts.
+               clip_grad: float = 0.0, accumulate: int = 1, loss_of: Callable = classify) -> None:
+    """One update from images (B, 3, H, W) and their targets (B, ...), taken in `accumulate` parts.
 
     A non-finite gradient moves nothing. In fp16 the scaler sees to that and tries a smaller scale. Otherwise the
     optimizer is told to skip this step and all later ones, on the device, until `look` reads it and ends the run.
@@ -54,12 +61,10 @@ def train_step(run: Run, images: Tensor, targets: Tensor, *, lr: float, label_sm
     for number, (x, y) in enumerate(parts, start=1):
         wait = number < len(parts) and run.wrapped is not run.model         # other processes: at the last part
         with run.wrapped.no_sync() if wait else nullcontext(), run.autocast():
-            logits = run.wrapped(x)                                         # (B / accumulate, K)
-            loss = cross_entropy(logits, y, label_smoothing=label_smoothing)
+            loss, hits = loss_of(run.wrapped, x, y, label_smoothing=label_smoothing)
             run.scaler.scale(loss * len(x) / len(images)).backward()
-        correct = logits.detach().argmax(1) == (y if y.ndim == 1 else y.argmax(1))
         check += 0 * loss.detach()                                          # 0 * inf is NaN
-        run.totals += torch.stack([loss.detach().nan_to_num(0, 0, 0) * len(x), correct.sum()])
+        run.totals += torch.stack([loss.detach().nan_to_num(0, 0, 0) * len(x), hits])
     run.scaler.unscale_(run.optimizer)
     gradients = [p.grad for p in run.model.parameters() if p.grad is not None]
     norm = get_total_norm(gradients)
@@ -95,7 +100,8 @@ def look(run: Run) -> tuple[float, float]:
     return loss / images, 100 * correct / images
 
 
-def train_epoch(run: Run, batches: Any, *, prepare: Callable, mix: Callable | None, interrupt: Interrupt) -> None:
+def train_epoch(run: Run, batches: Any, *, prepare: Callable, mix: Callable | None, interrupt: Interrupt,
+                loss_of: Callable = classify) -> None:
     """From `run.step` to the end of the epoch."""
     run.model.train()
     s, total = run.settings, run.settings["epochs"] * len(batches)
@@ -110,34 +116,47 @@ def train_epoch(run: Run, batches: Any, *, prepare: Callable, mix: Callable | No
         if mix is not None:
             images, labels = mix(images, labels)
         rate = learning_rate(run.updates, total, lr=s["lr"], final_lr=s["final_lr"], warmup=s["warmup"])
-        train_step(run, images, labels, lr=rate, **step_options)
+        train_step(run, images, labels, lr=rate, loss_of=loss_of, **step_options)
         if run.step % LOOK == 0 or run.step == len(batches) or run.skipped >= GIVE_UP:
             loss, accuracy = look(run)
             speed = (run.step - first) * s["batch_size"] / (time.perf_counter() - began)
-            bar.set_postfix_str(f"loss {loss:.3f}, accuracy {accuracy:.1f} %, {speed:,.0f} images/s")
+            hits = f"accuracy {accuracy:.1f} %, " if accuracy else ""        # a task without hits counts none
+            bar.set_postfix_str(f"loss {loss:.3f}, {hits}{speed:,.0f} images/s")
         save_if_interrupted(run, interrupt)
 
 
-@torch.no_grad()
-def evaluate(model: nn.Module, batches: Any, *, prepare: Callable, device: torch.device, autocast: Any,
-             between: Callable = lambda: None) -> tuple[float, float]:
-    """(mean loss, top-1 in %) over all images of all processes, exactly. `between` is called after each batch."""
+def outputs(model: nn.Module, batches: Any, *, prepare: Callable, device: torch.device, autocast: Any,
+            between: Callable = lambda: None) -> Iterator[tuple[Any, Tensor]]:
+    """(what the model gives in eval mode, labels) for each batch of this process; `between` is called after each."""
     model.eval()
-    exact = torch.float32 if device.type == "mps" else torch.float64
-    totals = torch.zeros(3, dtype=exact, device=device)         # loss sum, correct, images
     done = 0
     for images, labels in batches.epoch():
         labels = labels.to(device, non_blocking=True)
         with autocast:
-            logits = model(prepare(images.to(device, non_blocking=True)))       # (B, K)
-        loss = cross_entropy(logits.float(), labels, reduction="sum")
-        totals += torch.stack([loss, (logits.argmax(1) == labels).sum(), loss.new_full((), len(labels))])
+            output = model(prepare(images.to(device, non_blocking=True)))
+        yield output, labels
         done += 1
         between()
     for _ in range(done, len(batches)):                         # a process without a share of the last batch:
         between()                                               # every process has to ask the others equally often
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, batches: Any, **options: Any) -> tuple[float, float]:
+    """(mean loss, top-1 in %) over all images of all processes, exactly. Options: see `outputs`."""
+    device = options["device"]
+    exact = torch.float32 if device.type == "mps" else torch.float64
+    totals = torch.zeros(3, dtype=exact, device=device)         # loss sum, correct, images
+    for logits, labels in outputs(model, batches, **options):
+        loss = cross_entropy(logits.float(), labels, reduction="sum")
+        totals += torch.stack([loss, (logits.argmax(1) == labels).sum(), loss.new_full((), len(labels))])
     loss, correct, images = distributed.summed(totals).tolist()
     return loss / images, 100 * correct / images
+
+
+CLASSIFICATION = Task(classify, lambda *args, **options: dict(zip(("test_loss", "top1"), evaluate(*args, **options))),
+                      "train_top1", "top1", "test loss {test_loss:.4f}  top-1 {top1:.2f} %",
+                      "test accuracy: {top1:.2f} %")
 
 
 def save_if_interrupted(run: Run, interrupt: Interrupt) -> None:
@@ -150,7 +169,8 @@ def save_if_interrupted(run: Run, interrupt: Interrupt) -> None:
                           "go on with --resume", number)
 
 
-def fit(run: Run, train: Any, test: Any, *, prepare: Callable, mix: Callable | None = None) -> list[dict[str, Any]]:
+def fit(run: Run, train: Any, test: Any, *, prepare: Callable, mix: Callable | None = None,
+        task: Task = CLASSIFICATION) -> list[dict[str, Any]]:
     """Train to the end of `settings["epochs"]`; returns one dict of metrics for each epoch.
 
     train, test: `Batches`, or what has its `len()` and `epoch(epoch, start)` and yields (B, 3, H, W) uint8 and (B,).
@@ -159,24 +179,26 @@ def fit(run: Run, train: Any, test: Any, *, prepare: Callable, mix: Callable | N
     with noted() as interrupt:
         while run.epoch < run.settings["epochs"]:
             began, first = time.perf_counter(), run.step
-            train_epoch(run, train, prepare=prepare, mix=mix, interrupt=interrupt)
+            train_epoch(run, train, prepare=prepare, mix=mix, interrupt=interrupt, loss_of=task.loss_of)
             loss, correct = distributed.summed(run.totals).tolist()
             seen, trained = len(train) * run.settings["batch_size"], time.perf_counter() - began
-            test_loss, top1 = evaluate(run.ema or run.model, test, prepare=prepare, device=run.device,
-                                       autocast=run.autocast(), between=lambda: save_if_interrupted(run, interrupt))
+            tested = task.test(run.ema or run.model, test, prepare=prepare, device=run.device,
+                               autocast=run.autocast(), between=lambda: save_if_interrupted(run, interrupt))
             run.epoch, run.step = run.epoch + 1, 0
             run.totals.zero_()
+            tested |= {task.hits: 100 * correct / seen} if task.hits else {}
             run.history.append({
-                "epoch": run.epoch, "train_loss": loss / seen, "train_top1": 100 * correct / seen,
-                "test_loss": test_loss, "top1": top1, "lr": run.optimizer.param_groups[0]["lr"],
+                "epoch": run.epoch, "train_loss": loss / seen, **tested,
+                "lr": run.optimizer.param_groups[0]["lr"],
                 "images_per_second": round((1 - first / len(train)) * seen / trained, 1),
                 "seconds": round(time.perf_counter() - began, 3)})
             run.save()
-            report(run.history[-1], run.settings["epochs"])
+            report(run.history[-1], run.settings["epochs"], task.line)
     return run.history
 
 
-def report(line: dict[str, Any], epochs: int) -> None:
+def report(line: dict[str, Any], epochs: int, tested: str) -> None:
     if distributed.is_first():
-        print("epoch {epoch}/{epochs}  train loss {train_loss:.4f}  test loss {test_loss:.4f}  top-1 {top1:.2f} %  "
-              "{images_per_second:,.0f} images/s  {seconds:.1f} s".format(epochs=epochs, **line), flush=True)
+        words = "epoch {epoch}/{epochs}  train loss {train_loss:.4f}  " + tested
+        words += "  {images_per_second:,.0f} images/s  {seconds:.1f} s"
+        print(words.format(epochs=epochs, **line), flush=True)

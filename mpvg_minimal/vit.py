@@ -5,12 +5,15 @@
 Shapes: B images, N tokens (with the class token, if any), D width, H heads, L blocks, K classes.
 Source: ViT (Dosovitskiy et al. 2021); where PE goes: see layerwise_pe.py.
 """
+import copy
+
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import interpolate, pad
 
-from .balance import LastNorm
+from .balance import ConstantPE, LastNorm
 from .block import Block
-from .layerwise_pe import LayerwisePE, PESchedule
+from .layerwise_pe import LayerwisePE, PESchedule, sincos2d
 from .patch_embed import PatchEmbed
 
 
@@ -54,7 +57,7 @@ class ViT(nn.Module):
         """Tokens after the last norm, (B, N, D), for dense tasks; with pool="cls" row 0 is the class token."""
         x = self.patch_embed(images)                                # (B, 3, H, W) -> (B, N, D)
         if self.cls_token is not None:
-            x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)    # N grows by one
+            x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)    # N grows by one
         input_pe, block_pes, last_pe = self.pe()                    # (1, N, D) each, or None
         if input_pe is not None:
             x = x + input_pe
@@ -69,6 +72,33 @@ class ViT(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.head(self.pool_tokens(self.forward_tokens(images)))         # (B, D) -> (B, K)
+
+
+@torch.no_grad()
+def resize_pe(model: ViT, image_size: int | tuple[int, int]) -> ViT:
+    """A copy for images of another size, any multiple of the patch; with the same size, bitwise the same logits.
+
+    A learnt PE is a picture of D channels on the grid of patches: it is interpolated (bicubic, antialiased), the
+    class token's row kept; a sin-cos PE is computed anew. Every delivered PE follows, since only p_0 is stored.
+    Source: ViT (Dosovitskiy et al. 2021), section 3.2; the antialiasing is ours. ValueError if the patch does not
+    divide the size, or for a model whose PE `fold_last_pe` has made constant.
+    """
+    if isinstance(model.pe, ConstantPE):
+        raise ValueError("this model's PE is folded into constants: resize it first, then fold")
+    model = copy.deepcopy(model)
+    old, p = model.patch_embed.grid, model.pe.pos_embed
+    model.patch_embed.set_image_size(image_size)
+    grid = model.patch_embed.grid
+    if p is None or grid == old:
+        return model
+    first = p.shape[1] - old[0] * old[1]                            # rows before the grid's: the class token's or none
+    if isinstance(p, nn.Parameter):
+        places = p[:, first:].transpose(1, 2).unflatten(2, old)     # (1, N, D) -> (1, D, H / P, W / P)
+        places = interpolate(places, grid, mode="bicubic", antialias=True).flatten(2).transpose(1, 2)
+        model.pe.pos_embed = nn.Parameter(torch.cat([p[:, :first], places], dim=1), requires_grad=p.requires_grad)
+    else:
+        model.pe.pos_embed = pad(sincos2d(grid, p.shape[2]), (0, 0, first, 0)).to(p)
+    return model
 
 
 def vit_nano(num_classes: int = 16, **options) -> ViT:

@@ -39,7 +39,7 @@ def nothing_is_built(monkeypatch):
     """Opening data or building a model fails the test."""
     def too_late(*_, **__):
         raise AssertionError("data was opened or a model built before the flags were refused")
-    for owner, name in ((data, "open_source"), (cli, "build_model"), (cli, "build_batches")):
+    for owner, name in ((data, "open_source"), (cli, "build_model"), (cli, "start"), (cli, "build_batches")):
         monkeypatch.setattr(owner, name, too_late)
 
 
@@ -57,6 +57,7 @@ CASES = {
     "--device": ["cuda", "cuda:0", "cpu:1", "meta", "gpu", "", "-1", None], "--amp": ["bf16", "fp16", "int8", None],
     "--compile": ["=1"], "--out": [None], "--resume": ["=1"], "--dataset": ["mnist", None],
     "--image-size": [*WHOLE, None], "--accumulate": [*WHOLE, None], "--eval": ["nosuch.pt", "", None],
+    "--init": ["nosuch.pt", "", None],
 }
 
 
@@ -91,7 +92,7 @@ def test_a_wrong_value_is_refused(script, flag, value, nothing_is_built, capsys,
     given = [flag] if value is None else [flag + value] if value.startswith("=") else [flag, value]
     out = [] if flag == "--out" else ["--out", tmp_path / "out"]
     line = one_line(capsys, script, *out, *given)
-    assert ("cannot be read as a checkpoint" if flag == "--eval" and value is not None else flag) in line
+    assert ("cannot be read as a checkpoint" if flag in ("--eval", "--init") and value is not None else flag) in line
 
 
 @pytest.mark.promise("bad flags")
@@ -336,7 +337,7 @@ def test_a_flag_that_differs_is_refused_before_data_is_opened(finished, key, not
 def test_a_recipe_that_differs_is_refused(finished, key, nothing_is_built, capsys, monkeypatch):
     base, _ = finished
     old = recipes.SHAPES[key]
-    new = (old or 0) + 0.25
+    new = 2 * old if old else 0.25
     monkeypatch.setitem(recipes.SHAPES, key, new)
     line = one_line(capsys, *SHAPES, "--epochs", "1", "--out", base / "shapes", "--resume")
     assert f"{key} = {old!r}, now it is {new!r}" in line
@@ -474,6 +475,6 @@ def test_one_process_more_than_gpus(monkeypatch):
 def test_a_mistake_of_ours_stays_a_traceback(tmp_path):
     """One line is for users' mistakes: anything else must not be hidden."""
     def fault():
-        cli.build_model = lambda settings: 1 / 0
+        cli.start = lambda *_, **__: 1 / 0
     ended = run(*SHAPES, "--out", tmp_path, fault=fault)
     assert ended.code == 1 and "Traceback" in ended.err and "ZeroDivisionError" in ended.err

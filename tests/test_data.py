@@ -238,7 +238,7 @@ def test_mixup_and_cutmix_take_turns():
     assert mixing(6, mixup=0.0, cutmix=0.0) is None
 
 
-@pytest.mark.parametrize("limit, length", [(None, 21), (21, 21), (100, 21), (5, 5), (1, 1)])
+@pytest.mark.parametrize("limit, length", [(None, 21), (21, 21), (22, 21), (100, 21), (5, 5), (1, 1)])
 def test_limit_takes_the_first(limit, length):
     taken = take(PICTURES, limit)
     assert [taken[number][1] for number in range(len(taken))] == list(range(length))
@@ -423,6 +423,16 @@ def images_without_class(root):
     return "train/CLASS"
 
 
+def an_image_beside_the_classes(root):
+    (root / "val" / "cat" / "0.png").rename(root / "val" / "lost.png")
+    return "val/lost.png is in no class"
+
+
+def another_file_among_the_images(root):
+    (root / "train" / "dog" / "notes.txt").touch()
+    return "train/dog/notes.txt does not have the name of an image"
+
+
 def other_classes(root):
     (root / "val" / "dog").rename(root / "val" / "wolf")
     return "different classes, for instance dog is in one"
@@ -434,12 +444,18 @@ def one_class_less(root):
 
 
 @pytest.mark.parametrize("spoil", [without_train, without_val, a_class_without_images, images_without_class,
-                                   other_classes, one_class_less])
+                                   an_image_beside_the_classes, another_file_among_the_images, other_classes,
+                                   one_class_less])
 def test_folders_of_another_form_are_refused(tmp_path, spoil):
     why = spoil(write_folders(tmp_path))
     with pytest.raises(UserError, match=why) as caught:
         open_imagenet(str(tmp_path))
     assert str(tmp_path) in str(caught.value)
+
+
+def test_hidden_files_are_passed_over(tmp_path):
+    (write_folders(tmp_path) / "train" / "dog" / ".DS_Store").touch()
+    assert len(open_imagenet(str(tmp_path)).train) == 8
 
 
 # Images and labels without sense

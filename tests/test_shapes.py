@@ -41,6 +41,8 @@ def test_train_and_test_are_other_images(shapes):
     assert (len(train), len(shapes)) == (10_000, 2_000)
     rows = torch.cat([train.images, shapes.images]).flatten(1)
     assert len({row.tobytes() for row in rows.numpy()}) == 12_000
+    few = Shapes("train", size=20), Shapes("test", size=20)
+    assert not any(torch.equal(getattr(few[0], part), getattr(few[1], part)) for part in PARTS)
     with pytest.raises(ValueError, match="split is 'val', expected \"train\" or \"test\""):
         Shapes("val")
 

@@ -201,6 +201,17 @@ def test_nothing_is_drawn_in_eval_mode(kind):
     assert (model(images) - expected).abs().max() > 0.01
 
 
+@torch.no_grad()
+def test_dropout_comes_after_pe_too():
+    model, images, seen = tiny("once", dropout=0.5), random_images(8), []
+    model.blocks[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    for training in (False, True):
+        model.train(training)(images)
+    kept = seen[1] != 0
+    assert 0.4 < kept.double().mean() < 0.6
+    torch.testing.assert_close(seen[1][kept], 2 * seen[0][kept], rtol=0, atol=1e-10)
+
+
 @pytest.mark.parametrize("known, pool", [*((known, "gap") for known in NAMED), ("mpvg", "cls")])
 def test_compiles_as_one_graph(known, pool):
     torch.compiler.reset()                                  # it compiles one function for at most eight models

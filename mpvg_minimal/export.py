@@ -1,0 +1,86 @@
+"""A trained model as a file for other runtimes: `python -m mpvg_minimal.export RUN` writes RUN/model.pt2 and .onnx.
+
+What is written is the folded model (balance.py): every PE is a constant in it, and of a classifier PE at the last
+norm is part of the head's bias. Input: images (B, 3, H, W), float32, normalised as in training, with any B; output:
+logits (B, K), or scores of every pixel (B, K, H, W). Each file is loaded again and compared with the model itself.
+Needs onnx and onnxscript for the second file, and onnxruntime to compare it: pip install onnx onnxscript onnxruntime
+"""
+import copy
+import importlib.util
+import io
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import checkpoint, cli, dense
+from .balance import fold_last_pe
+from .errors import UserError, one_line_errors
+
+
+def folded(model: nn.Module) -> nn.Module:
+    """A classifier or a segmenter, folded for inference. UserError for a detector, whose outputs are lists."""
+    if isinstance(model, dense.Detector):
+        raise UserError("a detector gives as many boxes as it finds: only classifiers and segmenters are exported")
+    if not isinstance(model, dense.Segmenter):
+        return fold_last_pe(model)
+    model = copy.deepcopy(model).eval()
+    model.vit = fold_last_pe(model.vit, dense=True)
+    return model
+
+
+@torch.no_grad()
+def export(model: nn.Module, image_size: tuple[int, int], folder: Path) -> dict[str, float | None]:
+    """Writes model.pt2 and, if its packages are there, model.onnx. Returns the largest difference from `model`'s
+    outputs for each file, on other images than were used to export; None where onnxruntime is not installed."""
+    small = folded(model)
+    batch = torch.export.Dim("batch")
+    program = torch.export.export(small, (torch.randn(2, 3, *image_size),), dynamic_shapes=({0: batch},))
+    torch.export.save(program, folder / "model.pt2")
+    images = torch.randn(5, 3, *image_size)
+    expected = model.eval()(images)
+    difference: dict[str, float | None] = {
+        "model.pt2": largest(torch.export.load(folder / "model.pt2").module()(images), expected)}
+    if all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript")):
+        with redirect_stdout(io.StringIO()):                                # it prints its progress
+            torch.onnx.export(program, f=str(folder / "model.onnx"), input_names=["images"], output_names=["scores"],
+                              external_data=False, verbose=False)
+        difference["model.onnx"] = None
+        if importlib.util.find_spec("onnxruntime"):
+            given = run_onnx(folder / "model.onnx", images)
+            difference["model.onnx"] = largest(given, expected)
+    return difference
+
+
+def run_onnx(path: Path, images: Tensor) -> Tensor:
+    import onnxruntime  # here alone: nothing else needs it
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+
+
+def largest(given: Any, expected: Tensor) -> float:
+    return (given - expected).abs().max().item()
+
+
+def main() -> None:
+    parser = cli.Parser(prog="python -m mpvg_minimal.export", description=__doc__.split("\n")[0])
+    parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder")
+    args = parser.parse_args()
+    saved = checkpoint.newest(args.run)
+    model = cli.load_model(saved, dense.build if "task" in saved["settings"] else cli.build_model)
+    vit = getattr(model, "vit", model)
+    torch.manual_seed(0)
+    difference = export(model, vit.patch_embed.image_size, args.run)
+    for name, value in difference.items():
+        compared = "not compared: pip install onnxruntime" if value is None else f"largest difference {value:.2e}"
+        print(f"{args.run / name}: {compared}")
+    if "model.onnx" not in difference:
+        print("no model.onnx: pip install onnx onnxscript")
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main()

@@ -1,0 +1,278 @@
+"""VOC, COCO and ADE20K in their real layouts, small, with what is broken in them by turns."""
+import json
+import os
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from runs import run
+
+from mpvg_minimal import data, dense_data
+from mpvg_minimal.dense_data import IGNORED, MOST, open_dense
+from mpvg_minimal.errors import UserError
+
+DENSE, SIZE = "mpvg_minimal.dense", (40, 52)                # height, width
+OBJECT = """<object><name>{}</name><difficult>{}</difficult><bndbox><xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax>
+<ymax>{}</ymax></bndbox></object>"""
+
+
+def picture(path, size=SIZE):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.default_rng(len(path.name)).integers(0, 256, (*size, 3), dtype=np.uint8)).save(path)
+
+
+def mask(path, values, size=SIZE, mode="P"):
+    """A mask whose left half has the first value and its right half the second."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    array = np.full(size, values[0], np.uint8)
+    array[:, size[1] // 2:] = values[1]
+    image = Image.fromarray(array).convert(mode) if mode != "P" else Image.fromarray(array)
+    if mode == "P":
+        image.putpalette(list(range(256)) * 3)
+    image.save(path)
+
+
+def voc(root, train=4, val=2):
+    base = root / "VOCdevkit" / "VOC2012"
+    for split, count in (("train", train), ("val", val)):
+        names = [f"{split}_{number}" for number in range(count)]
+        for task in ("Segmentation", "Main"):
+            (base / "ImageSets" / task).mkdir(parents=True, exist_ok=True)
+            (base / "ImageSets" / task / f"{split}.txt").write_text("\n".join(names) + "\n")
+        for name in names:
+            picture(base / "JPEGImages" / f"{name}.jpg")
+            mask(base / "SegmentationClass" / f"{name}.png", (15, IGNORED))
+            annotate(base, name, ("person", 0, 5, 4, 25, 34), ("dog", 1, 30, 10, 45, 30))
+    return base
+
+
+def annotate(base, name, *objects):
+    (base / "Annotations").mkdir(exist_ok=True)
+    body = "".join(OBJECT.format(*values) for values in objects)
+    (base / "Annotations" / f"{name}.xml").write_text(f"<annotation><filename>{name}</filename>{body}</annotation>")
+
+
+def coco(root, images=4, change=lambda content: None):
+    """Categories 3, 7 and 90; a car, a train and a crowd in every image but the last, which has none."""
+    for split in ("train2017", "val2017"):
+        annotations = []
+        for number in range(1, images + 1):
+            picture(root / split / f"{number:012d}.jpg")
+            objects = ((3, (4, 5, 20, 30), 0), (7, (10, 10, 8, 8), 0), (90, (30, 0, 9, 9), 1))
+            for category, (x, y, w, h), crowd in objects:
+                polygon = [[x, y, x + w, y, x + w, y + h, x, y + h]]
+                runs = {"size": list(SIZE), "counts": [SIZE[0] * x] + [h, SIZE[0] - h] * w}
+                runs["counts"].append(SIZE[0] * SIZE[1] - sum(runs["counts"]))
+                if number < images:
+                    annotations.append({"id": len(annotations) + 1, "image_id": number, "category_id": category,
+                                        "bbox": [x, y, w, h], "area": w * h, "iscrowd": crowd,
+                                        "segmentation": runs if crowd else polygon})
+        content = {"images": [{"id": n, "file_name": f"{n:012d}.jpg", "height": SIZE[0], "width": SIZE[1]}
+                              for n in range(1, images + 1)], "annotations": annotations,
+                   "categories": [{"id": 90, "name": "brush"}, {"id": 3, "name": "car"}, {"id": 7, "name": "train"}]}
+        change(content)
+        (root / "annotations").mkdir(exist_ok=True)
+        (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
+    return root
+
+
+def ade20k(root, count=4):
+    for split in ("training", "validation"):
+        for number in range(count):
+            picture(root / "images" / split / f"ADE_{number}.jpg")
+            mask(root / "annotations" / split / f"ADE_{number}.png", (0, 150), mode="L")
+    return root
+
+
+def first(source, split="test", index=0):
+    image, target = source.transforms[split](*getattr(source, split)[index])
+    return image, target
+
+
+def test_voc_masks_and_boxes(tmp_path):
+    voc(tmp_path)
+    source = open_dense("segmentation", "voc", str(tmp_path), 32)
+    image, target = first(source)
+    assert image.shape == (3, 32, 32) and image.dtype == torch.uint8 and len(source.classes) == 21
+    assert (target[:, :15] == 15).all() and (target[:, 17:] == IGNORED).all() and source.classes[15] == "person"
+    source = open_dense("detection", "voc", str(tmp_path), 32)
+    _, target = first(source)
+    assert target.shape == (MOST, 6) and (target[2:] == -1).all() and len(source.classes) == 20
+    scale = torch.tensor([32 / 52, 32 / 40] * 2)
+    for row, (name, box, difficult) in zip(target, (("person", (5, 4, 25, 34), 0), ("dog", (30, 10, 45, 30), 1))):
+        assert source.classes[int(row[0])] == name and row[5] == difficult
+        torch.testing.assert_close(row[1:5], torch.tensor(box).float() * scale)
+
+
+def test_coco_masks_and_boxes(tmp_path):
+    coco(tmp_path)
+    source = open_dense("detection", "coco", str(tmp_path), 52)
+    assert source.classes == ["car", "train", "brush"]
+    _, target = first(source)
+    scale = torch.tensor([1, 52 / 40] * 2)
+    boxes = torch.tensor([[4, 5, 24, 35], [30, 0, 39, 9], [10, 10, 18, 18]])
+    torch.testing.assert_close(target[:3, 1:5], boxes * scale)
+    assert target[:3, 0].tolist() == [0, 2, 1] and target[:3, 5].tolist() == [0, 1, 0]      # the largest first
+    assert (first(source, index=3)[1] == -1).all()                                          # no annotation at all
+    source = open_dense("segmentation", "coco", str(tmp_path), 52)
+    target = source.test[0][1]
+    assert source.classes == ["background", "car", "train", "brush"]
+    assert target[0, 0] == 0 and target[7, 6] == 1 and target[14, 14] == 2 and target[4, 34] == IGNORED
+    assert (target == 2).sum() == pytest.approx(64, abs=20) and (source.test[3][1] == 0).all()
+
+
+def test_ade20k_counts_from_0_and_ignores_other(tmp_path):
+    ade20k(tmp_path)
+    source = open_dense("segmentation", "ade20k", str(tmp_path), 32)
+    _, target = first(source)
+    assert (target[:, :15] == IGNORED).all() and (target[:, 17:] == 149).all() and len(source.classes) == 150
+
+
+@pytest.mark.parametrize(("dataset", "needle"), [("voc", "VOCtrainval_11-May-2012.tar"), ("coco", "train2017.zip"),
+                                                 ("ade20k", "ADEChallengeData2016.zip")])
+def test_what_is_missing_is_named_with_where_to_get_it_and_where_to_put_it(dataset, needle, tmp_path):
+    done = run(DENSE, "--task", "segmentation", "--dataset", dataset, "--data-dir", tmp_path / "none", "--out",
+               tmp_path / "run")
+    assert done.code == 2 and done.err.count("\n") == 1 and needle in done.err and str(tmp_path / "none") in done.err
+    assert not (tmp_path / "none").exists()                                     # nothing was fetched
+
+
+def break_mask_size(root):
+    mask(voc(root) / "SegmentationClass" / "train_1.png", (1, 2), size=(40, 50))
+    return ["segmentation", "voc"], ["train_1", "(40, 52)", "(40, 50)"]
+
+
+def break_mask_class(root):
+    mask(voc(root) / "SegmentationClass" / "train_1.png", (1, 77))
+    return ["segmentation", "voc"], ["train_1", "class 77", "0 to 20"]
+
+
+def break_mask_channels(root):
+    picture(ade20k(root) / "annotations" / "training" / "ADE_1.png")
+    return ["segmentation", "ade20k"], ["ADE_1", "mode RGB"]
+
+
+def lose_mask(root):
+    (ade20k(root) / "annotations" / "training" / "ADE_2.png").unlink()
+    return ["segmentation", "ade20k"], ["ADE_2.png", "missing"]
+
+
+def lose_voc_image(root):
+    (voc(root) / "JPEGImages" / "train_2.jpg").unlink()
+    return ["detection", "voc"], ["train_2.jpg", "missing"]
+
+
+def lose_coco_image(root):
+    (coco(root) / "train2017" / f"{2:012d}.jpg").unlink()
+    return ["detection", "coco"], [f"{2:012d}.jpg", "missing"]
+
+
+def break_xml(root):
+    (voc(root) / "Annotations" / "train_3.xml").write_text("<annotation><object>")
+    return ["detection", "voc"], ["train_3", "cannot be read"]
+
+
+def break_name(root):
+    annotate(voc(root), "train_3", ("unicorn", 0, 1, 1, 9, 9))
+    return ["detection", "voc"], ["train_3", "unicorn"]
+
+
+def break_image(root):
+    path = coco(root) / "train2017" / f"{1:012d}.jpg"
+    path.write_bytes(path.read_bytes()[:300])
+    return ["detection", "coco"], [f"{1:012d}.jpg", "cannot be read"]
+
+
+def break_json(root):
+    (coco(root) / "annotations" / "instances_train2017.json").write_text('{"images": [')
+    return ["detection", "coco"], ["coco is not complete"]
+
+
+@pytest.mark.parametrize(("fault", "workers"), [
+    (break_mask_size, 0), (break_mask_size, 1), (break_mask_class, 0), (break_mask_channels, 0), (lose_mask, 0),
+    (lose_voc_image, 0), (lose_coco_image, 1), (break_xml, 0), (break_name, 0), (break_image, 0), (break_json, 0)])
+def test_what_is_broken_is_named_in_one_line(fault, workers, tmp_path):
+    (task, dataset), needles = fault(tmp_path / "data")
+    done = run(DENSE, "--task", task, "--dataset", dataset, "--data-dir", tmp_path / "data", "--out", tmp_path / "run",
+               "--model", "vit_nano", "--image-size", "32", "--batch-size", "4", "--epochs", "1", "--workers", workers)
+    assert done.code == 2, done.err
+    last = done.err.strip().splitlines()[-1]
+    assert last.startswith("error: ") and "Traceback" not in done.err
+    assert all(needle in last for needle in needles), last
+
+
+def test_boxes_outside_are_left_out_or_clipped_with_a_warning_that_names_the_file(tmp_path):
+    base = voc(tmp_path)
+    annotate(base, "val_0", ("person", 0, 60, 5, 70, 20), ("dog", 0, 30, 10, 90, 30), ("cat", 0, 8, 8, 8, 20))
+    annotate(base, "val_1", ("dog", 0, 30, 10, 90, 30))
+    source = open_dense("detection", "voc", str(tmp_path), 52)
+    with pytest.warns(UserWarning, match="val_0.jpg: 2 of 3 boxes"):
+        _, target = first(source)
+    assert target[0, 1] == 30 and target[0, 3] == 52 and (target[1:] == -1).all()
+    with pytest.warns(UserWarning, match=r"val_1.jpg: a box reaches out.*\(40, 52\)"):
+        first(source, index=1)
+
+
+@pytest.mark.parametrize(("task", "dataset"), [("segmentation", "voc"), ("detection", "voc"), ("segmentation", "coco"),
+                                               ("detection", "coco"), ("segmentation", "ade20k")])
+def test_every_layout_trains(task, dataset, tmp_path):
+    """Among the images: one without an object, and for VOC one that is annotated with nothing at all."""
+    tree = {"voc": voc, "coco": coco, "ade20k": ade20k}[dataset](tmp_path / "data")
+    if dataset == "voc":
+        annotate(tree, "train_0")
+        annotate(tree, "val_0")
+    done = run(DENSE, "--task", task, "--dataset", dataset, "--data-dir", tmp_path / "data", "--out", tmp_path / "run",
+               "--gap", "--mpvg", "--model", "vit_nano", "--image-size", "32", "--batch-size", "4", "--epochs", "1",
+               "--workers", "0")
+    assert done.code == 0, done.err
+    line = json.loads((tmp_path / "run" / "metrics.jsonl").read_text())
+    assert np.isfinite(line["train_loss"]) and 0 <= line["mean_iou" if task == "segmentation" else "ap50"] <= 1
+    assert os.path.getsize(tmp_path / "run" / "predictions.png") > 5000
+
+
+def test_what_a_batch_holds_is_a_function_of_seed_epoch_and_index(tmp_path):
+    coco(tmp_path, images=8)
+    source = open_dense("detection", "coco", str(tmp_path), 32, scale=[0.3, 1.0])
+
+    def batches(epoch, start=0, seed=0, workers=0):
+        made = data.Batches(source.train, source.transforms["train"], batch_size=2, train=True, seed=seed,
+                            workers=workers)
+        torch.rand(5)                                       # what was drawn before must not matter
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return list(made.epoch(epoch, start))
+
+    whole = batches(1)
+    for ours, again in zip(whole[2:], batches(1, start=2, workers=1), strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(ours, again))
+    for other in (batches(2), batches(1, seed=1)):
+        assert not all(torch.equal(a[1], b[1]) for a, b in zip(whole, other))
+
+
+def test_boxes_follow_the_crop_and_the_flip():
+    """A white rectangle on black: after any crop and flip its box is where the white pixels are."""
+    image = np.zeros((60, 80, 3), np.uint8)
+    image[20:50, 10:40] = 255
+    target = {"boxes": torch.tensor([[10.0, 20.0, 40.0, 50.0]]), "labels": torch.tensor([2]),
+              "ignored": torch.tensor([0.0])}
+    target = dense_data.sound(target, (60, 80), "white.jpg")
+    transforms = dense_data.transforms_of(64, [0.5, 1.0])
+    seen = 0
+    for seed in range(12):
+        torch.manual_seed(seed)
+        pixels, rows = transforms["train"](Image.fromarray(image), target)
+        white = (pixels[0] > 127).nonzero()
+        if len(white):
+            (y1, x1), (y2, x2) = white.min(0).values.tolist(), (white.max(0).values + 1).tolist()
+            torch.testing.assert_close(rows[0], torch.tensor([2.0, x1, y1, x2, y2, 0.0]), rtol=0, atol=1.5)
+            seen += 1
+    assert seen > 8
+
+
+def test_mistakes_of_a_user_are_one_line(tmp_path):
+    with pytest.raises(UserError, match="--task segmentation"):
+        open_dense("detection", "ade20k", str(ade20k(tmp_path)), 32)
+    with pytest.raises(UserError, match="0 training"):
+        open_dense("segmentation", "ade20k", str(tmp_path / "nothing"), 32)

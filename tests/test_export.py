@@ -1,0 +1,53 @@
+"""Exported files give the model's own outputs, for other batch sizes too, and PE is in them."""
+import importlib.util
+
+import pytest
+import torch
+from runs import run
+from test_dense import spread, vit
+
+from mpvg_minimal import dense
+from mpvg_minimal.export import export
+
+
+@pytest.mark.parametrize("kind", ["classifier, gap", "classifier, cls", "segmenter"])
+def test_the_files_give_the_models_outputs(kind, tmp_path):
+    model = spread(dense.Segmenter(vit(), 3) if kind == "segmenter" else vit(pool=kind[-3:]))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    difference = export(model, (16, 24), tmp_path)
+    scale = model(torch.randn(5, 3, 16, 24)).abs().max().item()
+    assert difference["model.pt2"] < 1e-5 * scale
+    if all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime")):
+        assert difference["model.onnx"] < 1e-5 * scale
+    program = torch.export.load(tmp_path / "model.pt2")
+    assert not [name for name in program.state_dict if "pe_norm" in name or "pe.norms" in name]     # folded
+    images = torch.randn(1, 3, 16, 24)
+    with torch.no_grad():
+        torch.testing.assert_close(program.module()(images), model(images), rtol=1e-5, atol=1e-5)
+        model.last_norm.pe_norm.bias.add_(torch.randn(16)) if kind != "segmenter" else \
+            model.vit.last_norm.pe_norm.bias.add_(torch.randn(16))
+        assert (program.module()(images) - model(images)).abs().max() > 0.01    # PE at the last norm counts
+        for name, value in before.items():
+            assert "last_norm.pe_norm.bias" in name or torch.equal(model.state_dict()[name], value)
+
+
+def test_the_command_on_a_classification_run_with_and_without_the_packages(tmp_path):
+    out = tmp_path / "run"
+    assert run("train_cifar", "--gap", "--mpvg", "--dataset", "shapes", "--epochs", "1", "--batch-size", "32", "--out",
+               out).code == 0
+
+    def without():
+        original = importlib.util.find_spec
+        importlib.util.find_spec = lambda name, *rest: None if "onnx" in name else original(name, *rest)
+
+    done = run("mpvg_minimal.export", out, fault=without)
+    assert done.code == 0 and "pip install onnx onnxscript" in done.out and (out / "model.pt2").exists(), done.err
+    assert float(done.out.split("largest difference ")[1].split()[0]) < 1e-5 and not (out / "model.onnx").exists()
+    done = run("mpvg_minimal.export", tmp_path / "none")
+    assert done.code == 2 and done.err.count("\n") == 1
+
+
+def test_a_detector_is_refused(tmp_path):
+    detector = dense.Detector(vit(image_size=16), 3, channels=32, levels=[1], convs=1, padding="zeros")
+    with pytest.raises(dense.UserError, match="detector"):
+        export(detector, (16, 16), tmp_path)
