@@ -241,11 +241,15 @@ def parse() -> argparse.Namespace:
     cli.add_flags(parser, models=list(SIZES))
     parser.add_argument("--image-size", type=cli.number(int, least=1), help="default: 32 for shapes, otherwise 224")
     parser.add_argument("--init", type=Path, metavar="CHECKPOINT", help="begin with a classification run's weights")
+    parser.add_argument("--padding", choices=["zeros", "circular"],
+                        help="of the detector's convolutions (default: circular for shapes, otherwise zeros)")
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse()
+    if args.padding and args.task != "detection":
+        raise UserError(f"--padding {args.padding} is for --task detection: the segmenter has no such convolutions")
     if args.dataset == "shapes" and args.image_size not in (None, 32):
         raise UserError(f"--image-size {args.image_size}: the shapes are drawn at 32")
     device = distributed.start(cli.choose_device(args.device, args.amp))
@@ -253,6 +257,8 @@ def main() -> None:
     settings = cli.settings_of(args, device, recipe, dataset=args.dataset, task=args.task,
                                **cli.settings_of_init(args), loader="workers")      # it knows no masks and boxes
     settings["image_size"] = 32 if args.dataset == "shapes" else args.image_size or 224
+    if args.padding:
+        settings["detector"] = {**settings["detector"], "padding": args.padding}
     args.out = args.out or Path("runs") / "{task}_{dataset}_{model}_{pool}_{pe}_seed{seed}".format(**settings)
     out = cli.choose_out(args, settings)
     scale = settings["augment"] and settings["augment"]["scale"]

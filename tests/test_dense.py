@@ -286,3 +286,19 @@ def test_init_takes_a_classifiers_weights_and_refuses_a_dense_runs(tmp_path):
     refused = run(DENSE, "--task", "detection", "--init", tmp_path / "second" / "checkpoint.pt", *flags, "--out",
                   tmp_path / "third", fault=small)
     assert refused.code == 2 and "segmentation run" in refused.err and refused.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(("flags", "needle"), [
+    (["--task", "segmentation", "--padding", "zeros"], "--padding zeros is for --task detection"),
+    (["--task", "detection", "--image-size", "64"], "drawn at 32"), ([], "--task"),
+    (["--task", "detection", "--dataset", "coco", "--image-size", "30", "--model", "vit_nano"], "coco")])
+def test_flags_that_make_no_sense_are_one_line(flags, needle, tmp_path):
+    done = run(DENSE, *flags, "--out", tmp_path / "run", "--data-dir", tmp_path / "none", fault=small)
+    assert done.code == 2 and done.err.count("\n") == 1 and needle in done.err, done.err
+
+
+def test_the_padding_that_a_flag_asks_for_is_the_models():
+    for padding in ("circular", "zeros"):
+        model = Detector(vit(image_size=16), 3, **{**HEAD, "padding": padding})
+        kinds = {m.padding_mode for m in model.modules() if isinstance(m, torch.nn.Conv2d) and m.kernel_size == (3, 3)}
+        assert kinds == {padding}
