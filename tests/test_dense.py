@@ -243,6 +243,8 @@ def test_a_run_from_nothing_and_further_epochs(task, tmp_path):
     score = dense.TASKS[task].score
     assert [line["epoch"] for line in lines] == [1, 2] and 0 <= lines[1][score] <= 1
     assert done.out.splitlines()[-1] == dense.TASKS[task].result.format(**lines[1])
+    drawn = run("mpvg_minimal.plots", tmp_path / "run", "--images", "16", fault=small)
+    assert drawn.code == 0 and "last norm   correlation" in drawn.out, drawn.err
     model, settings = dense.load(tmp_path / "run")
     source = dense_data.Source(None, dense_data.DenseShapes("test", task, size=40), [], 32, (0.25,) * 3, (0.25,) * 3,
                                {"test": None})
