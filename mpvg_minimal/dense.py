@@ -250,6 +250,8 @@ def main() -> None:
     args = parse()
     if args.padding and args.task != "detection":
         raise UserError(f"--padding {args.padding} is for --task detection: the segmenter has no such convolutions")
+    if args.loader == "device":
+        raise UserError("--loader device holds no masks and boxes: leave it out, dense tasks load by workers")
     if args.dataset == "shapes" and args.image_size not in (None, 32):
         raise UserError(f"--image-size {args.image_size}: the shapes are drawn at 32")
     device = distributed.start(cli.choose_device(args.device, args.amp))

@@ -243,6 +243,8 @@ def test_a_run_from_nothing_and_further_epochs(task, tmp_path):
     score = dense.TASKS[task].score
     assert [line["epoch"] for line in lines] == [1, 2] and 0 <= lines[1][score] <= 1
     assert done.out.splitlines()[-1] == dense.TASKS[task].result.format(**lines[1])
+    drawn = run("mpvg_minimal.plots", tmp_path / "run", "--images", "16", fault=small)
+    assert drawn.code == 0 and "last norm   correlation" in drawn.out, drawn.err
     model, settings = dense.load(tmp_path / "run")
     source = dense_data.Source(None, dense_data.DenseShapes("test", task, size=40), [], 32, (0.25,) * 3, (0.25,) * 3,
                                {"test": None})
@@ -291,6 +293,7 @@ def test_init_takes_a_classifiers_weights_and_refuses_a_dense_runs(tmp_path):
 @pytest.mark.parametrize(("flags", "needle"), [
     (["--task", "segmentation", "--padding", "zeros"], "--padding zeros is for --task detection"),
     (["--task", "detection", "--image-size", "64"], "drawn at 32"), ([], "--task"),
+    (["--task", "detection", "--loader", "device"], "--loader device"),
     (["--task", "detection", "--dataset", "coco", "--image-size", "30", "--model", "vit_nano"], "coco")])
 def test_flags_that_make_no_sense_are_one_line(flags, needle, tmp_path):
     done = run(DENSE, *flags, "--out", tmp_path / "run", "--data-dir", tmp_path / "none", fault=small)
