@@ -191,6 +191,7 @@ def main() -> None:
     args = parser.parse_args()
     device = cli.choose_device(args.device)
     amp = cli.choose_amp(args.amp, device)
+    torch._dynamo.config.recompile_limit = 100          # all candidates share ViT.forward: past 8 it would run eagerly
     rows = []
     for name in args.models:
         batch = args.batch or BATCH[name][device.type == "cuda"]
