@@ -6,6 +6,7 @@ new interpreter needs to import torch. Tests of signals and of `torchrun` also s
 import functools
 import importlib
 import itertools
+import multiprocessing.process
 import multiprocessing.util
 import os
 import signal
@@ -47,12 +48,17 @@ def fork(function: Callable[[], Any], environment: dict[str, str] | None = None)
     sys.stdout.flush()
     pid = os.fork()
     if pid == 0:
-        os.dup2(out.fileno(), 1)
-        os.dup2(err.fileno(), 2)
-        sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        os.environ.update(environment or {})
-        os._exit(exit_code(function))
+        code = 1
+        try:
+            os.dup2(out.fileno(), 1)
+            os.dup2(err.fileno(), 2)
+            sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            os.environ.update(environment or {})
+            multiprocessing.process._children.clear()           # they are the parent's: nothing for us to join
+            code = exit_code(function)
+        finally:
+            os._exit(code)                                      # whatever happened: the test run is the parent's
     return pid, out, err, time.monotonic()
 
 
