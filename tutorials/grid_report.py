@@ -131,7 +131,8 @@ def draw_development(runs: list[dict[str, Any]], path: Path) -> None:
                           color="black" if last else plt.cm.viridis(place / places))
         axis.axhline(0, color="grey", linewidth=0.8)
         axis.set(title=cell, xlabel="epoch")
-        axis.legend(fontsize=6)
     axes[0, 0].set_ylabel("correlation of tokens and PE")
+    lines = {line.get_label(): line for axis in axes[0] for line in axis.get_lines() if line.get_label()[0] != "_"}
+    figure.legend([lines[name] for name in sorted(lines)], sorted(lines), loc="outside right center")
     figure.savefig(path, dpi=110, metadata={"Software": None})
     plt.close(figure)
