@@ -18,7 +18,6 @@ FOLDER = ROOT / "tutorials"
 PLANNED = frozenset({               # tutorials that others link to and that do not exist yet
     "02_why_position.md",
     "03_layerwise_pe.md",
-    "05_counterbalance.md",
 })
 
 
