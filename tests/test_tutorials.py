@@ -193,7 +193,7 @@ def test_large_figures_and_orphans_are_found(tmp_path):
     text = "![a](figures/{})\n\n```python\nsave('tutorials/figures/{}')\n```\n"
     small, large = (Page(tmp_path / "01_x.md", text.replace("{}", name)) for name in ("small.png", "large.png"))
     assert tutorial_rules.written_figures(small) == []
-    assert "60001 bytes" in tutorial_rules.written_figures(large)[0]
+    assert "80001 bytes" in tutorial_rules.written_figures(large)[0]
     figures = sorted((tmp_path / "figures").iterdir())
     assert tutorial_rules.orphans([small, large], figures) == []
     assert tutorial_rules.orphans([small], figures) == ["large.png is shown by no page"]
