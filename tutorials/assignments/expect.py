@@ -1,0 +1,118 @@
+"""What the tests of the assignments are written with: the student's file, and comparisons that explain themselves.
+
+A failure reads: what was got, what was expected, a hint. Nothing here comes from mpvg_minimal, and torch is imported
+where it is needed only, so that the grader can be tested without it.
+"""
+import importlib.util
+import linecache
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+from pytest import fail as pytest_fail
+
+
+class Student:
+    """`student.NAME` is NAME in the student's file. The file is read at the first use, and an error there is a failure."""
+
+    def __init__(self, file: Path):
+        self._file = file
+
+    def __getattr__(self, name: str) -> Any:
+        if "_module" not in self.__dict__:
+            self._module = load(self._file)
+        if not hasattr(self._module, name):
+            fail(f"no {name} in {self._file.name}", f"{name}, as in the stub", "keep the names that the stub came with")
+        return getattr(self._module, name)
+
+
+def load(file: Path) -> Any:
+    linecache.checkcache(str(file))
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    module = sys.modules[file.stem] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        what = "no such file" if not file.exists() else describe(error, file)
+        fail(f"{file.name} does not import: {what}", "a file that Python can import", "python -c 'import "
+             f"{file.stem}' in its folder shows the place; only installed packages can be imported, no file of yours")
+    return module
+
+
+def fail(got: str, expected: str, hint: str) -> None:
+    pytest_fail(f"got       {got}\nexpected  {expected}\nhint      {hint}", pytrace=False)
+
+
+def describe(error: BaseException, file: Path) -> str:
+    """An exception, and the line of the student's file that it passed last."""
+    line = None
+    if isinstance(error, SyntaxError) and error.filename == str(file):
+        line = error.lineno
+    for frame, number in traceback.walk_tb(error.__traceback__):
+        if frame.f_code.co_filename == str(file):
+            line = number
+    message = (str(error).splitlines() or [""])[0]
+    where = f"\n          {file.name}, line {line}: {linecache.getline(str(file), line).strip()}" if line else ""
+    return f"{type(error).__name__}: {message}{where}"
+
+
+def equal(got: Any, expected: Any, what: str, hint: str) -> None:
+    """For anything that is no tensor."""
+    if type(got) is not type(expected) or got != expected:
+        fail(f"{what}: {got!r}", repr(expected), hint)
+
+
+def close(got: Any, expected: Any, hint: str, *mistakes: tuple[Any, str], tolerance: float = 1e-4) -> None:
+    """Tensors or numbers that agree to `tolerance`. mistakes: (a wrong result, the hint for whoever gets just that)."""
+    import torch
+
+    expected = torch.as_tensor(expected, dtype=torch.float64)
+    if isinstance(got, (int, float)) and expected.ndim == 0:
+        got = torch.tensor(got, dtype=torch.float64)
+    if not isinstance(got, torch.Tensor):
+        fail(f"{type(got).__name__}: {str(got)[:100]}", described(expected), hint)
+    got = got.detach().double()
+    if got.shape != expected.shape:
+        fail(described(got), described(expected), next((h for m, h in mistakes if same(got, m, tolerance)), hint))
+    if same(got, expected, tolerance):
+        return
+    hint = next((h for mistake, h in mistakes if same(got, mistake, tolerance)), hint)
+    wrong = ((got - expected).abs() <= tolerance).logical_not()             # NaN is wrong too
+    place = tuple(wrong.nonzero()[0].tolist())
+    at = f" at {list(place)}, the first of {int(wrong.sum())} wrong entries of {wrong.numel()}" if place else ""
+    fail(f"{got[place].item():.6g}{at}", f"{expected[place].item():.6g}", hint)
+
+
+def same(a: Any, b: Any, tolerance: float) -> bool:
+    import torch
+
+    b = torch.as_tensor(b, dtype=torch.float64)
+    return a.shape == b.shape and bool(((a - b).abs() <= tolerance).all())
+
+
+def described(x: Any) -> str:
+    return f"a tensor of shape {tuple(x.shape)}" if x.ndim else "one number"
+
+
+def normal(*shape: int, seed: int = 0) -> Any:
+    """Normal random numbers in float64, the same every time."""
+    import torch
+
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def randomise(module: Any) -> Any:
+    """In float64, with every parameter drawn anew: with fresh affines (1, 0) many mistakes would go unseen."""
+    import torch
+
+    with torch.no_grad():
+        for number, weight in enumerate(module.double().parameters()):
+            weight.copy_(normal(*weight.shape, seed=number + 100))
+    return module
+
+
+def layer_norm(x: Any, norm: Any) -> Any:
+    """nn.LayerNorm by its equation, with the weights of `norm`."""
+    centred = x - x.mean(-1, keepdim=True)
+    return centred / ((centred ** 2).mean(-1, keepdim=True) + 1e-5).sqrt() * norm.weight + norm.bias
