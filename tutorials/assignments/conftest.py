@@ -42,8 +42,7 @@ def pytest_runtest_makereport(item, call):
     points, what = item.get_closest_marker("points").args[0], item.function.__doc__.splitlines()[0]
     error = call.excinfo.value if call.excinfo else None
     if report.failed and isinstance(error, NotImplementedError):
-        report.longrepr = (f"got       nothing: {error} is not written yet\nexpected  {what}\n"
-                           f"hint      replace the line `raise NotImplementedError` of this part")
+        report.longrepr = f"not written yet: {error}"
     elif report.failed and not isinstance(error, pytest.fail.Exception):
         report.longrepr = (f"got       {describe(error, file_of(item.path))}\nexpected  {what}\n"
                            "hint      your code, or the test's call of it, stopped with this error")

@@ -3,11 +3,11 @@
 A failure reads: what was got, what was expected, a hint. Nothing here comes from mpvg_minimal, and torch is imported
 where it is needed only, so that the grader can be tested without it.
 """
-import importlib.util
 import linecache
 import sys
 import traceback
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from pytest import fail as pytest_fail
@@ -28,15 +28,14 @@ class Student:
 
 
 def load(file: Path) -> Any:
+    module = sys.modules[file.stem] = ModuleType(file.stem)         # not by an import: no bytecode that could be stale
+    module.__file__ = str(file)
     linecache.checkcache(str(file))
-    spec = importlib.util.spec_from_file_location(file.stem, file)
-    module = sys.modules[file.stem] = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
+        exec(compile(file.read_bytes(), str(file), "exec"), module.__dict__)
     except (Exception, SystemExit) as error:
-        what = "no such file" if not file.exists() else describe(error, file)
-        fail(f"{file.name} does not import: {what}", "a file that Python can import", "python -c 'import "
-             f"{file.stem}' in its folder shows the place; only installed packages can be imported, no file of yours")
+        fail(f"{file.name} does not import: {describe(error, file)}", "a file that Python can import",
+             f"`python {file.name}` in its folder shows the place; it can import installed packages, no other file of yours")
     return module
 
 
@@ -52,7 +51,7 @@ def describe(error: BaseException, file: Path) -> str:
     for frame, number in traceback.walk_tb(error.__traceback__):
         if frame.f_code.co_filename == str(file):
             line = number
-    message = (str(error).splitlines() or [""])[0]
+    message = (str(error).splitlines() or [""])[0][:300]
     where = f"\n          {file.name}, line {line}: {linecache.getline(str(file), line).strip()}" if line else ""
     return f"{type(error).__name__}: {message}{where}"
 
@@ -60,7 +59,7 @@ def describe(error: BaseException, file: Path) -> str:
 def equal(got: Any, expected: Any, what: str, hint: str) -> None:
     """For anything that is no tensor."""
     if type(got) is not type(expected) or got != expected:
-        fail(f"{what}: {got!r}", repr(expected), hint)
+        fail(f"{what}: {shown(got)}", shown(expected), hint)
 
 
 def close(got: Any, expected: Any, hint: str, *mistakes: tuple[Any, str], tolerance: float = 1e-4) -> None:
@@ -71,10 +70,10 @@ def close(got: Any, expected: Any, hint: str, *mistakes: tuple[Any, str], tolera
     if isinstance(got, (int, float)) and expected.ndim == 0:
         got = torch.tensor(got, dtype=torch.float64)
     if not isinstance(got, torch.Tensor):
-        fail(f"{type(got).__name__}: {str(got)[:100]}", described(expected), hint)
+        fail(f"{type(got).__name__}: {shown(got)}", shown(expected), hint)
     got = got.detach().double()
     if got.shape != expected.shape:
-        fail(described(got), described(expected), next((h for m, h in mistakes if same(got, m, tolerance)), hint))
+        fail(shown(got), shown(expected), next((h for m, h in mistakes if same(got, m, tolerance)), hint))
     if same(got, expected, tolerance):
         return
     hint = next((h for mistake, h in mistakes if same(got, mistake, tolerance)), hint)
@@ -91,8 +90,10 @@ def same(a: Any, b: Any, tolerance: float) -> bool:
     return a.shape == b.shape and bool(((a - b).abs() <= tolerance).all())
 
 
-def described(x: Any) -> str:
-    return f"a tensor of shape {tuple(x.shape)}" if x.ndim else "one number"
+def shown(x: Any) -> str:
+    if hasattr(x, "shape"):
+        return f"a tensor of shape {tuple(x.shape)}" if x.ndim else "one number"
+    return repr(x)[:100]
 
 
 def normal(*shape: int, seed: int = 0) -> Any:
