@@ -48,14 +48,19 @@ def mutated(mutant: Mutant) -> str:
     return text.replace(mutant.right, mutant.wrong)
 
 
+def written(assignment: str) -> list[str]:
+    """What is wrong with the stub: each of its tests has to fail and to name the part that is not written."""
+    stub = failures(tests_of(assignment), ASSIGNMENTS / assignment / named_file(assignment))
+    return [f"the stub should say in {name} which part is not written, but: {stub.get(name, 'the test passes')}"
+            for name in tests_of(assignment) if not re.match(r"NotImplementedError: part \d: ", stub.get(name, ""))]
+
+
 def check(assignment: str) -> tuple[list[str], list[tuple[Mutant, dict[str, str]]]]:
     """(what is wrong, each mutant with the tests that it fails)."""
     tests, file = tests_of(assignment), named_file(assignment)
     wrong = [f"the solution fails {name}: {why}" for name, why in
              failures(tests, SOLUTIONS / assignment / file).items()]
-    stub = failures(tests, ASSIGNMENTS / assignment / file)
-    wrong += [f"the stub: {name} should name the part that is not written, but: {stub.get(name, 'it passes')}"
-              for name in tests if not re.match(r"NotImplementedError: part \d: ", stub.get(name, ""))]
+    wrong += written(assignment)
     killed = []
     with tempfile.TemporaryDirectory() as work:
         for mutant in (m for m in MUTANTS if m.file == f"{assignment}/{file}"):
