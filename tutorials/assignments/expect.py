@@ -14,7 +14,7 @@ from pytest import fail as pytest_fail
 
 
 class Student:
-    """`student.NAME` is NAME in the student's file. The file is read at the first use, and an error there is a failure."""
+    """`student.NAME` is NAME in the student's file, read at the first use; an error there is a failure of the test."""
 
     def __init__(self, file: Path):
         self._file = file
@@ -35,7 +35,7 @@ def load(file: Path) -> Any:
         exec(compile(file.read_bytes(), str(file), "exec"), module.__dict__)
     except (Exception, SystemExit) as error:
         fail(f"{file.name} does not import: {describe(error, file)}", "a file that Python can import",
-             f"`python {file.name}` in its folder shows the place; it can import installed packages, no other file of yours")
+             f"`python {file.name}` shows the place; what it imports must be installed, not another file of yours")
     return module
 
 

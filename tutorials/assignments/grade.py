@@ -72,7 +72,7 @@ def run(tests: list[str], work: Path, timeout: float) -> dict[str, dict]:
     report.write_text("")
     with tempfile.TemporaryFile() as said:
         process = subprocess.Popen(
-            [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", os.devnull, f"--rootdir={work}", *tests],
+            [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-c", os.devnull, f"--rootdir={work}", *tests],
             env=os.environ | {"ASSIGNMENTS_REPORT": str(report), "OMP_NUM_THREADS": "1", "PYTEST_ADDOPTS": "",
                               "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
             cwd=work, stdin=subprocess.DEVNULL, stdout=said, stderr=said, start_new_session=True,

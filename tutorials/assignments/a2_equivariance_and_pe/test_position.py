@@ -31,16 +31,16 @@ def reordered(x):
 def test_attention_is_equivariant(student):
     """part 1: 0 for attention"""
     unordered = largest_difference(attention(reordered(X)), attention(X))
-    close(student.equivariance_error(attention, X, ORDER), 0.0, "an equivariant layer gives the reordered output for a "
-          "reordered input", (unordered, "the second output has to be reordered too"), tolerance=1e-9)
+    close(student.equivariance_error(attention, X, ORDER), 0.0, "reorder the input of one call and the output of the "
+          "other", (unordered, "the second output has to be reordered too"), tolerance=1e-9)
 
 
 @pytest.mark.points(2)
 def test_equivariance_error(student):
     """part 1: the exact error for a layer that knows positions"""
     a, b = numbered(reordered(X)), reordered(numbered(X))
-    close(student.equivariance_error(numbered, X, ORDER), largest_difference(a, b), "the largest absolute difference of "
-          "layer(x reordered) and layer(x) reordered", ((a - b).max().item(), "take absolute values first"),
+    close(student.equivariance_error(numbered, X, ORDER), largest_difference(a, b), "the largest absolute difference, "
+          "over images, tokens and features", ((a - b).max().item(), "take absolute values first"),
           ((a - b).abs().mean().item(), "this is the mean difference, not the largest"), tolerance=1e-9)
 
 
@@ -50,12 +50,13 @@ def test_invariance_error(student):
     def gap(x):
         return sum(x[:, n] for n in range(5)) / 5
 
-    images = largest_difference(numbered(reordered(X)).mean(0), numbered(X).mean(0))
-    unpooled = largest_difference(numbered(reordered(X)), numbered(X))
-    close(student.invariance_error(numbered, X, ORDER), largest_difference(gap(numbered(reordered(X))), gap(numbered(X))),
-          "pool both outputs over the N tokens, then compare", (images, "this is the mean over images: tokens are axis 1"),
-          (unpooled, "compare after pooling, not before"), tolerance=1e-9)
-    close(student.invariance_error(attention, X, ORDER), 0.0, "GAP makes an equivariant layer invariant", tolerance=1e-9)
+    a, b = numbered(reordered(X)), numbered(X)
+    close(student.invariance_error(numbered, X, ORDER), largest_difference(gap(a), gap(b)), "pool both outputs over "
+          "the N tokens, then compare",
+          (largest_difference(a.mean(0), b.mean(0)), "this is the mean over images: tokens are axis 1"),
+          (largest_difference(a, b), "compare after pooling, not before"), tolerance=1e-9)
+    close(student.invariance_error(attention, X, ORDER), 0.0, "GAP makes an equivariant layer invariant",
+          tolerance=1e-9)
 
 
 @pytest.mark.points(2)
@@ -79,8 +80,8 @@ def test_class_token_of_sincos2d(student):
     expected = torch.zeros(1, 9, 12)
     expected[:, 1:] = grid
     at_end = expected.roll(-1, dims=1)
-    close(student.sincos2d(2, 4, 12, class_token=True), expected, "N grows by one; the grid's own rows stay as they are, "
-          "so the class token takes no place of the grid",
+    close(student.sincos2d(2, 4, 12, class_token=True), expected, "N grows by one, and the grid's rows stay as they "
+          "are: the class token takes no place of the grid",
           (at_end, "the class token is the first token, not the last"), tolerance=1e-5)
 
 
@@ -88,6 +89,6 @@ def test_class_token_of_sincos2d(student):
 def test_pe_breaks_the_symmetry(student):
     """part 4: with PE attention knows positions, also after GAP"""
     pe = normal(1, 5, 8, seed=1)
-    close(student.with_pe(attention, pe)(X), attention(torch.stack([x + pe[0] for x in X])), "add PE to the tokens, then "
-          "call the layer", (attention(X) + pe, "PE is added behind the layer: each image's mean over tokens then moves "
-          "by the same vector, and GAP is as blind as before"))
+    behind = "PE is added behind the layer: then GAP moves by one vector for every image, and is as blind as before"
+    close(student.with_pe(attention, pe)(X), attention(torch.stack([x + pe[0] for x in X])),
+          "add PE to the tokens, then call the layer", (attention(X) + pe, behind), (attention(X), "PE has no effect"))

@@ -37,7 +37,7 @@ def test_last_norm(student):
 @pytest.mark.points(1)
 def test_gap(student):
     """part 2: "gap" is the mean over tokens"""
-    close(student.pool(X, "gap"), sum(X[:, n] for n in range(5)) / 5, "average over the axis of tokens: (B, N, D) -> (B, D)",
+    close(student.pool(X, "gap"), sum(X[:, n] for n in range(5)) / 5, "(B, N, D) -> (B, D): average over N",
           (X.mean(0), "this is the mean over images: B is axis 0, N is axis 1"),
           (X[:, 1:].mean(1), "with GAP there is no class token: token 0 counts as well"))
 
@@ -45,7 +45,7 @@ def test_gap(student):
 @pytest.mark.points(1)
 def test_class_token(student):
     """part 2: "cls" is token 0"""
-    close(student.pool(X, "cls"), torch.stack([image[0] for image in X]), "the class token is the first of the N tokens",
+    close(student.pool(X, "cls"), torch.stack([image[0] for image in X]), "the class token is the first of the N",
           (X.mean(1), 'this is the mean over tokens, for "cls" as well'), (X[:, -1], "this is the last token"))
 
 
@@ -63,8 +63,8 @@ def test_blocks_get_pe_from_the_second_on(student):
     equal(len(block_pes), 4, "number of blocks", "L = len(norms) + 1: block 1 has no norm for PE")
     equal(block_pes[0], None, "PE of block 1", "the blocks from the second on get PE; p_0 is in the tokens already")
     flat = torch.stack([layer_norm(P_0, norm) for norm in ln])
-    close(torch.stack(block_pes[1:]), torch.stack([p_2, p_3, p_4]), "block 2 gets LN'_2(p_0), block 3 LN'_3 of that, and "
-          "so on", (flat, "every block normalises p_0 here: hand on what the block before received"))
+    close(torch.stack(block_pes[1:]), torch.stack([p_2, p_3, p_4]), "block 2 gets LN'_2(p_0), block 3 LN'_3 of that, "
+          "and so on", (flat, "every block normalises p_0 here: hand on what the block before received"))
 
 
 @pytest.mark.points(1)

@@ -48,7 +48,7 @@ def test_mean_tokens(student):
     batches = [normal(2, 5, 8), normal(3, 5, 8, seed=1) + 2]
     images = [image for batch in batches for image in batch]
     unequal = (batches[0].mean(0) + batches[1].mean(0)) / 2
-    close(student.mean_tokens(iter(batches)), sum(images) / 5, "sum over the images of all batches, divide by their number",
+    close(student.mean_tokens(iter(batches)), sum(images) / 5, "the sum over the images of all batches, by their number",
           (unequal, "this is the mean of the batches' means: an image of the smaller batch counts more"),
           (torch.stack([batch.mean(1).mean(0) for batch in batches]).mean(0), "average over images, not over tokens"))
 
@@ -56,7 +56,7 @@ def test_mean_tokens(student):
 @pytest.mark.points(2)
 def test_pearson(student):
     """part 2: Pearson, over all entries"""
-    close(student.pearson(A, B), correlation(A, B), "subtract each tensor's own mean, then take the cosine of all entries",
+    close(student.pearson(A, B), correlation(A, B), "subtract each tensor's mean, then take the cosine of all entries",
           (cosine(A.flatten(), B.flatten()), "this is the cosine: Pearson subtracts the two means first"),
           (statistics.mean(correlation(a, b) for a, b in zip(A, B)), "one list of N * D pairs, not one for each token"),
           tolerance=1e-6)
@@ -65,7 +65,7 @@ def test_pearson(student):
 @pytest.mark.points(2)
 def test_mean_cosine(student):
     """part 3: one cosine for each token, then their mean"""
-    close(student.mean_cosine(A, B), statistics.mean(cosine(a, b) for a, b in zip(A, B)), "N cosines of rows of D numbers",
+    close(student.mean_cosine(A, B), statistics.mean(cosine(a, b) for a, b in zip(A, B)), "N cosines, of D numbers each",
           (cosine(A.flatten(), B.flatten()), "this is one cosine of all entries: take one for each token"),
           (statistics.mean(cosine(a, b) for a, b in zip(A.T, B.T)), "these are the columns' cosines: a token is a row"),
           tolerance=1e-6)
@@ -90,8 +90,8 @@ def test_counterbalance(student):
     for place in (1, 2):
         for value, want, what in zip(got[place], expected[place], ("Pearson", "mean cosine")):
             close(value, want, f"{what} at place {place}: switch dropout off (eval mode), compare what the norm gives, "
-                  "averaged over images, with PE", (before[place - 1], "this is x, the norm's input: PE meets its output"),
-                  tolerance=1e-6)
+                  "averaged over images, with PE",
+                  (before[place - 1], "this is x, the norm's input: PE meets its output"), tolerance=1e-6)
 
 
 @pytest.mark.points(1)

@@ -86,15 +86,15 @@ def test_constants(student):
     input_pe, block_pe = nn.Parameter(normal(1, 5, 8).float()), normal(1, 5, 8, seed=1).float()
     module = student.ConstantPE(input_pe, [None, block_pe], None)
     equal(len(list(module.parameters())), 0, "number of parameters", "constants are buffers: register_buffer")
-    equal(sorted(value.shape for value in module.state_dict().values()), [block_pe.shape] * 2, "tensors in the state_dict",
+    equal([value.shape for value in module.state_dict().values()], [block_pe.shape] * 2, "tensors in the state_dict",
           "a plain attribute or a list is not saved: register_buffer, also for each block's PE")
     got_input, got_blocks, got_last = module.double()()
     equal([pe is None for pe in (*got_blocks, got_last)], [True, False, True], "None for block 1, block 2, last norm",
           "give back None where None came in")
     for name, got, expected in (("input", got_input, input_pe), ("block 2", got_blocks[1], block_pe)):
         close(got, expected, f"the {name}'s PE has to come out as it went in")
-        equal((str(got.dtype), got.requires_grad), ("torch.float64", False), f"dtype after .double() and requires_grad of "
-              f"the {name}'s PE", "give the buffers themselves, detached: no copy from before, no gradient")
+        equal((str(got.dtype), got.requires_grad), ("torch.float64", False), "dtype after .double() and requires_grad "
+              f"of the {name}'s PE", "give the buffers themselves, detached: no copy from before, no gradient")
 
 
 @pytest.mark.points(2)

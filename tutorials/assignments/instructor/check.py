@@ -82,7 +82,7 @@ def main() -> int:
         names = list(tests_of(assignment))
         print(assignment, *(f"  {number}: {name}" for number, name in enumerate(names, 1)), sep="\n")
         for mutant, failed in killed:
-            cells = ["X" if name == mutant.test and name in failed else "x" if name in failed else "." for name in names]
+            cells = [("X" if name == mutant.test else "x") if name in failed else "." for name in names]
             print("  ", *cells, "", mutant.mistake)
     print(f"{len(MUTANTS)} mutants", *(wrong or ["all as it should be"]), sep="\n")
     return bool(wrong)

@@ -28,7 +28,8 @@ def main() -> None:
     for assignment in assignments():
         for problem in written(assignment):
             parser.error(f"{assignment} would hand out an answer: {problem}; put the stub back first")
-    needed = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if line.startswith(("torch>", "pytest>"))]
+    requirements = (ROOT / "requirements.txt").read_text().splitlines()
+    needed = [line for line in requirements if line.startswith(("torch>", "pytest>"))]
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as out:
         out.writestr("requirements.txt", "\n".join(needed) + "\n")
         for path in files():
