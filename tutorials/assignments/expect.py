@@ -44,16 +44,17 @@ def fail(got: str, expected: str, hint: str) -> None:
 
 
 def describe(error: BaseException, file: Path) -> str:
-    """An exception, and the line of the student's file that it passed last."""
-    line = None
-    if isinstance(error, SyntaxError) and error.filename == str(file):
-        line = error.lineno
+    """An exception, the line of the student's file that it passed last, and what that line had to work with."""
+    line, variables = (error.lineno if isinstance(error, SyntaxError) else None), {}
     for frame, number in traceback.walk_tb(error.__traceback__):
         if frame.f_code.co_filename == str(file):
-            line = number
-    message = (str(error).splitlines() or [""])[0][:300]
-    where = f"\n          {file.name}, line {line}: {linecache.getline(str(file), line).strip()}" if line else ""
-    return f"{type(error).__name__}: {message}{where}"
+            line, variables = number, frame.f_locals if frame.f_code.co_name != "<module>" else {}
+    text = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:300]}"
+    if line:
+        text += f"\n          {file.name}, line {line}: {linecache.getline(str(file), line).strip()}"
+    known = [f"{name} = {shown(value)}" for name, value in variables.items()
+             if value is None or isinstance(value, (int, float, str)) or hasattr(value, "shape")]
+    return text + (f"\n          there {', '.join(known)}" if known else "")
 
 
 def equal(got: Any, expected: Any, what: str, hint: str) -> None:
@@ -69,8 +70,10 @@ def close(got: Any, expected: Any, hint: str, *mistakes: tuple[Any, str], tolera
     expected = torch.as_tensor(expected, dtype=torch.float64)
     if isinstance(got, (int, float)) and expected.ndim == 0:
         got = torch.tensor(got, dtype=torch.float64)
+    if got is None:
+        hint = "it returned nothing: is there a way through your function without `return`?"
     if not isinstance(got, torch.Tensor):
-        fail(f"{type(got).__name__}: {shown(got)}", shown(expected), hint)
+        fail(f"{shown(got)}, of type {type(got).__name__}", shown(expected), hint)
     got = got.detach().double()
     if got.shape != expected.shape:
         fail(shown(got), shown(expected), next((h for m, h in mistakes if same(got, m, tolerance)), hint))
@@ -92,7 +95,7 @@ def same(a: Any, b: Any, tolerance: float) -> bool:
 
 def shown(x: Any) -> str:
     if hasattr(x, "shape"):
-        return f"a tensor of shape {tuple(x.shape)}" if x.ndim else "one number"
+        return f"tensor {tuple(x.shape)}" if x.ndim else "one number"
     return repr(x)[:100]
 
 

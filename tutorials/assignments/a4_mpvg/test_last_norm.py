@@ -64,7 +64,8 @@ def test_blocks_get_pe_from_the_second_on(student):
     equal(block_pes[0], None, "PE of block 1", "the blocks from the second on get PE; p_0 is in the tokens already")
     flat = torch.stack([layer_norm(P_0, norm) for norm in ln])
     close(torch.stack(block_pes[1:]), torch.stack([p_2, p_3, p_4]), "block 2 gets LN'_2(p_0), block 3 LN'_3 of that, "
-          "and so on", (flat, "every block normalises p_0 here: hand on what the block before received"))
+          "and so on", (flat, "every block normalises p_0 here: hand on what the block before received"),
+          (torch.stack([P_0, p_2, p_3]), "block l gets p_{l-1} here: normalise first, then deliver"))
 
 
 @pytest.mark.points(1)

@@ -48,7 +48,7 @@ def test_mean_tokens(student):
     batches = [normal(2, 5, 8), normal(3, 5, 8, seed=1) + 2]
     images = [image for batch in batches for image in batch]
     unequal = (batches[0].mean(0) + batches[1].mean(0)) / 2
-    close(student.mean_tokens(iter(batches)), sum(images) / 5, "the sum over the images of all batches, by their number",
+    close(student.mean_tokens(iter(batches)), sum(images) / 5, "the sum over all images, by their number",
           (unequal, "this is the mean of the batches' means: an image of the smaller batch counts more"),
           (torch.stack([batch.mean(1).mean(0) for batch in batches]).mean(0), "average over images, not over tokens"))
 
@@ -65,7 +65,7 @@ def test_pearson(student):
 @pytest.mark.points(2)
 def test_mean_cosine(student):
     """part 3: one cosine for each token, then their mean"""
-    close(student.mean_cosine(A, B), statistics.mean(cosine(a, b) for a, b in zip(A, B)), "N cosines, of D numbers each",
+    close(student.mean_cosine(A, B), statistics.mean(cosine(a, b) for a, b in zip(A, B)), "N cosines, one for each row",
           (cosine(A.flatten(), B.flatten()), "this is one cosine of all entries: take one for each token"),
           (statistics.mean(cosine(a, b) for a, b in zip(A.T, B.T)), "these are the columns' cosines: a token is a row"),
           tolerance=1e-6)

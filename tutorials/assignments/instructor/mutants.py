@@ -92,6 +92,8 @@ MUTANTS = [
            "test_blocks_get_pe_from_the_second_on"),
     Mutant(A4, "every block normalises p_0, not what it was handed", "p = norm(p)", "p = norm(p_0)",
            "test_blocks_get_pe_from_the_second_on"),
+    Mutant(A4, "delivered before it is normalised", "p = norm(p)\n        blocks.append(p)",
+           "blocks.append(p)\n        p = norm(p)", "test_blocks_get_pe_from_the_second_on"),
     Mutant(A4, "p_L instead of p_0 at the last norm", "return p_0, blocks, p_0", "return p_0, blocks, p",
            "test_last_norm_gets_the_initial_pe"),
     Mutant(A4, "no PE at the input", "x = tokens + input_pe", "x = tokens", "test_classify"),
