@@ -5,12 +5,14 @@ repository they run only if their path is given (tutorials/conftest.py ignores t
 """
 import json
 import os
+import sys
 from pathlib import Path
 
 import pytest
 from expect import Student, describe
 
 REPORT = os.environ.pop("ASSIGNMENTS_REPORT", None)     # grade.py reads this file; no submission is imported yet
+FAILED = pytest.fail.Exception                          # now, not later: a submission might put something else there
 ROWS: dict[str, dict] = {}                              # test -> what became of it
 
 
@@ -36,7 +38,7 @@ def pytest_runtest_makereport(item, call):
     error = call.excinfo.value if call.excinfo else None
     if report.failed and isinstance(error, NotImplementedError):
         report.longrepr = f"not written yet: {error}"
-    elif report.failed and not isinstance(error, pytest.fail.Exception):
+    elif report.failed and not isinstance(error, FAILED):
         report.longrepr = (f"got       {describe(error, file_of(item.path))}\nexpected  {what}\n"
                            "hint      an error stopped the test at the line above; if there is none, compare the names "
                            "and arguments with the stub")
@@ -50,6 +52,7 @@ def pytest_runtest_makereport(item, call):
 
 
 def pytest_collection_finish(session):
+    sys.modules.pop("expect")                           # a submission that imports it gets a copy, not ours
     tell({"ready": len(session.items)})
 
 

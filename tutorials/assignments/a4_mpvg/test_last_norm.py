@@ -88,10 +88,10 @@ def test_classify(student):
     def block(x, pe):
         return torch.sin(x) + (x.flip(1) if pe is None else pe * x)
 
-    def by_hand(x, last_pe, pooled):
+    def by_hand(z, last_pe, pooled):
         for pe in (None, p_2, p_3):
-            x = block(x, pe)
-        y = layer_norm(x, last[0]) + layer_norm(last_pe, last[1])
+            z = block(z, pe)
+        y = layer_norm(z, last[0]) + layer_norm(last_pe, last[1])
         return pooled(y) @ head.weight.T + head.bias
     parts = (P_0, ln, [block] * 3, lambda x, pe: last[0](x) + last[1](pe), head)
     hint = "p_0 to the tokens, the blocks each with its PE, the last norm with its PE, pool, head"

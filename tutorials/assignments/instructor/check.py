@@ -7,6 +7,7 @@ import importlib.util
 import re
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,7 +25,9 @@ from mutants import MUTANTS, Mutant  # noqa: E402
 def tests_of(assignment: str) -> dict[str, Callable[[Student], None]]:
     spec = importlib.util.spec_from_file_location("tests", ASSIGNMENTS / assignment / f"test_{named_file(assignment)}")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", pytest.PytestUnknownMarkWarning)        # conftest.py knows the mark `points`
+        spec.loader.exec_module(module)
     return {name: test for name, test in vars(module).items() if name.startswith("test_")}
 
 
