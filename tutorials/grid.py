@@ -8,8 +8,8 @@
 
 All other flags are train_cifar.py's. A cell is one setting, trained as that script would, from the same initial weights
 wherever shapes agree. What is finished is skipped: stop it at any time and start it again. It writes
-results/grid_NAME.json, every run with its settings and metrics, and from that file alone results/grid_NAME.md and
-results/grid_NAME.png.
+results/grid_NAME.json, every run with its settings and metrics, and from that file alone results/grid_NAME.md, .png
+(accuracies) and _balance.png (how tokens and PE come to correlate); and maps of both for two trained models.
 """
 import argparse
 import itertools
@@ -30,9 +30,9 @@ from torch import Tensor, nn
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tutorials")]
 
-from grid_report import draw, table  # noqa: E402
+from grid_report import draw, draw_development, table  # noqa: E402
 
-from mpvg_minimal import PESchedule, ViT, balance, checkpoint, cli, data, recipes  # noqa: E402
+from mpvg_minimal import PESchedule, ViT, balance, checkpoint, cli, data, plots, recipes  # noqa: E402
 from mpvg_minimal.errors import UserError, one_line_errors  # noqa: E402
 from mpvg_minimal.train import CLASSIFICATION  # noqa: E402
 
@@ -194,6 +194,17 @@ def results(args: argparse.Namespace, jobs: list[tuple[str, int]]) -> Iterator[d
         raise UserError(f"these runs did not end well, see above: {'; '.join(failed)}. The same command goes on")
 
 
+def draw_maps(args: argparse.Namespace, cell: str, path: Path) -> None:
+    """Tokens and PE of the first seed's trained model at every place, as the paper draws them, if its run is here."""
+    if (folder(args, cell, 0) / "result.json").exists():
+        saved, cpu = checkpoint.newest(folder(args, cell, 0)), torch.device("cpu")
+        source = data.open_source(args.dataset, args.data_dir)
+        batches = cli.build_batches(source, saved["settings"] | {"limit": 512, "batch_size": 512}, train=False,
+                                    workers=0, device=cpu)
+        images = cli.prepare_on(cpu, source)(next(batches.epoch())[0])
+        plots.draw_counterbalance(balance.counterbalance(cli.load_model(saved, build), images), path)
+
+
 @torch.no_grad()
 def zeroed(saved: dict[str, Any], source: data.Source, device: torch.device) -> float | None:
     """Top-1 of the trained model without PE at the last norm; None where there is none."""
@@ -207,7 +218,8 @@ def zeroed(saved: dict[str, Any], source: data.Source, device: torch.device) -> 
 
 
 def parse() -> argparse.Namespace:
-    parser = cli.Parser(description=__doc__.split("\n")[0], epilog="All other flags are train_cifar.py's.")
+    parser = cli.Parser(description=__doc__.split("\n")[0], allow_abbrev=False,
+                        epilog="All other flags are train_cifar.py's.")
     parser.add_argument("--dataset", choices=["cifar10", "cifar100", "shapes"], default="cifar10")
     parser.add_argument("--reduced", action="store_true", help="a small model and little data, for CPU")
     parser.add_argument("--tiny", action="store_true", help="two seeds, one epoch of 256 images: does it work?")
@@ -227,7 +239,7 @@ def parse() -> argparse.Namespace:
     args = training.parse_args(rest + (["--limit", "256", "--epochs", "1", "--model", "vit_nano"] if own.tiny else []))
     for flag in ("pool", "pe", "pe_init", "seed", "out", "resume"):
         if getattr(args, flag) != training.get_default(flag):
-            raise UserError(f"--{flag.replace('_', '-')} is the grid's to choose: see --cells, --seeds and --runs")
+            raise UserError(f"the grid chooses {flag} itself, got {getattr(args, flag)}: see --cells, --seeds, --runs")
     own.name, own.data_name = own.name or own.dataset, own.data_name or own.dataset
     own.seeds = 2 if own.tiny else own.seeds
     return argparse.Namespace(**vars(args), **vars(own), threads=max(1, torch.get_num_threads() // own.jobs))
@@ -251,6 +263,9 @@ def main() -> None:
     text = table(runs, GROUPS, command=f"python tutorials/grid.py --dataset {args.dataset}")
     checkpoint.write_text(file.with_suffix(".md"), text)
     draw(runs, GROUPS, file.with_suffix(".png"))
+    draw_development(runs, file.with_name(f"{file.stem}_balance.png"))
+    for cell in ("gap pvg", "gap mpvg"):
+        draw_maps(args, cell, file.with_name(f"{file.stem}_maps_{cell.split()[1]}.png"))
     print(text)
 
 

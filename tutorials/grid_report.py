@@ -112,3 +112,27 @@ def draw(runs: list[dict[str, Any]], groups: dict[str, dict[str, Any]], path: Pa
         right.legend()
     figure.savefig(path, dpi=110, metadata={"Software": None})
     plt.close(figure)
+
+
+def draw_development(runs: list[dict[str, Any]], path: Path) -> None:
+    """How the correlation of tokens and delivered PE develops over training: mean over seeds, a line for each place."""
+    cells = [cell for cell in ("cls lape", "cls mpvg", "gap lape", "gap pvg", "gap mpvg")
+             if any(run["cell"] == cell for run in runs)]
+    figure, axes = plt.subplots(1, max(len(cells), 1), figsize=(2.4 * max(len(cells), 1) + 1, 3), sharey=True,
+                                layout="constrained", squeeze=False)
+    for axis, cell in zip(axes[0], cells):
+        own = [[line["correlation"] for line in run["epochs"]] for run in runs if run["cell"] == cell]
+        places = len(own[0][0])
+        for place in range(places):
+            if own[0][0][place] is not None:
+                means = [statistics.mean(values) for values in zip(*([line[place] for line in run] for run in own))]
+                last = place == places - 1
+                axis.plot(range(1, len(means) + 1), means, label="last norm" if last else f"block {place + 1}",
+                          color="black" if last else plt.cm.viridis(place / places))
+        axis.axhline(0, color="grey", linewidth=0.8)
+        axis.set(title=cell, xlabel="epoch")
+    axes[0, 0].set_ylabel("correlation of tokens and PE")
+    lines = {line.get_label(): line for axis in axes[0] for line in axis.get_lines() if line.get_label()[0] != "_"}
+    figure.legend([lines[name] for name in sorted(lines)], sorted(lines), loc="outside right center")
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+    plt.close(figure)
