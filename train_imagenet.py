@@ -56,6 +56,7 @@ def main() -> None:
         settings = cli.settings_of(args, device, recipes.IMAGENET, dataset="imagenet",
                                    image_size=args.image_size or 224, **cli.settings_of_init(args))
         out = cli.choose_out(args, settings)
+        cli.refuse_size(settings)
         source = data.open_source("imagenet", args.data_dir, settings["image_size"])
         cli.train(args, settings | source.identity(), source, out, device)
     distributed.stop()

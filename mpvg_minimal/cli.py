@@ -77,12 +77,17 @@ def add_flags(parser: argparse.ArgumentParser, models: list[str]) -> None:
 
 
 def settings_of(args: argparse.Namespace, device: torch.device, recipe: dict[str, Any], **more: Any) -> dict[str, Any]:
-    """The recipe with what the flags say instead, and `more`."""
+    """The recipe with what the flags say instead, and `more`.
+
+    --amp is among them: another precision is another run. --compile, --device and --workers are not.
+    """
     given = {key: getattr(args, key) for key in ("model", "epochs", "batch_size", "lr", "ema")}
     recipe = {**recipe, **{key: value for key, value in given.items() if value is not None}}
     recipe["final_lr"] = min(recipe["final_lr"], recipe["lr"])          # the rate falls, also from a small --lr
+    amp = choose_amp(args.amp, device)
     return {**recipe, "pool": args.pool or "cls", "pe": args.pe or "once", "pe_init": args.pe_init or "learned",
-            "seed": args.seed, "limit": args.limit, "accumulate": getattr(args, "accumulate", 1),
+            "amp": str(amp).removeprefix("torch.") if amp else None, "seed": args.seed, "limit": args.limit,
+            "accumulate": getattr(args, "accumulate", 1),
             "loader": choose_loader(args.loader, device, more["dataset"]), **more}
 
 
@@ -190,6 +195,12 @@ def build_model(settings: dict[str, Any]) -> ViT:
         return SIZES[settings["model"]](**options)
     except ValueError as error:
         raise UserError(f"{settings['model']} cannot be built: {error}") from error
+
+
+def refuse_size(settings: dict[str, Any]) -> None:
+    """UserError if the model cannot have images of this size; without data, and without memory for weights."""
+    with torch.device("meta"):
+        build_model({**settings, "num_classes": 1})
 
 
 def build_batches(source: data.Source, settings: dict[str, Any], *, train: bool, workers: int | None,
