@@ -217,10 +217,16 @@ def build_batches(source: data.Source, settings: dict[str, Any], *, train: bool,
         if settings["loader"] == "device":
             return DeviceBatches(dataset, source, augment, device, **options)
         transform = data.augmentation(source, **augment) if augment else data.plain(source)
-    if workers is None:                                         # nothing to decode or augment: no process for it
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        workers = 0 if transform is None else min(16, cores // distributed.count())
+    if transform is None and workers is None:
+        workers = 0                                             # nothing to decode or augment: no process for it
+    workers = choose_workers(workers)
     return data.Batches(dataset, transform, workers=workers, pin_memory=device.type == "cuda", **options)
+
+
+def choose_workers(given: int | None) -> int:
+    """--workers, or this process's share of the machine's cores, at most 16."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(16, cores // distributed.on_this_machine()[1]) if given is None else given
 
 
 def read_config(run: Path) -> dict[str, Any]:

@@ -122,10 +122,15 @@ def augmentation(source: Source, *, scale: list[float], rand_augment: int, erasi
                        v2.PILToTensor(), v2.RandomErasing(erasing, value=colour)])
 
 
+def shorter_side(image_size: int) -> int:
+    """What photographs are resized to before the centre is cropped: 256 for 224."""
+    return round(image_size / 0.875)
+
+
 def plain(source: Source) -> v2.Transform | None:
     """For testing: PIL image -> (3, H, W) uint8, large images by the usual resize and central crop."""
     if isinstance(source.test, datasets.ImageFolder):
-        resize = v2.Resize(round(source.image_size / 0.875), interpolation=InterpolationMode.BICUBIC)
+        resize = v2.Resize(shorter_side(source.image_size), interpolation=InterpolationMode.BICUBIC)
         return v2.Compose([resize, v2.CenterCrop(source.image_size), v2.PILToTensor()])
     return None if isinstance(source.test, Shapes) else v2.PILToTensor()
 

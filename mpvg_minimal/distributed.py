@@ -50,6 +50,13 @@ def is_first() -> bool:
     return rank() == 0
 
 
+def on_this_machine() -> tuple[int, int]:
+    """This process's number among those of its machine, and how many these are."""
+    if not dist.is_initialized():
+        return 0, 1
+    return int(os.environ["LOCAL_RANK"]), int(os.environ.get("LOCAL_WORLD_SIZE", count()))
+
+
 def was_restarted() -> bool:
     """Whether `torchrun --max-restarts` started this process again after a failure."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0

@@ -57,7 +57,7 @@ CASES = {
     "--device": ["cuda", "cuda:0", "cpu:1", "meta", "gpu", "", "-1", None], "--amp": ["bf16", "fp16", "int8", None],
     "--compile": ["=1"], "--out": [None], "--resume": ["=1"], "--dataset": ["mnist", None],
     "--image-size": [*WHOLE, None], "--accumulate": [*WHOLE, None], "--eval": ["nosuch.pt", "", None],
-    "--init": ["nosuch.pt", "", None],
+    "--init": ["nosuch.pt", "", None], "--cache": [None],
 }
 
 
