@@ -17,6 +17,7 @@ import torch
 import torchvision
 
 from . import checkpoint, data, distributed, plots
+from .compiling import choose_mode
 from .device_data import DeviceBatches
 from .errors import UserError
 from .run import Run, start
@@ -260,7 +261,10 @@ def train(args: argparse.Namespace, settings: dict[str, Any], source: data.Sourc
     model = build(settings)
     if settings.get("init"):
         init_from(getattr(model, "vit", model), settings["init"])
-    run = start(model, settings, out=out, device=device, amp=amp, compiled=args.compile)
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")              # TF32 for what stays in float32
+    run = start(model, settings, out=out, device=device, amp=amp,
+                compiled=choose_mode(model, settings, device, amp) if args.compile else None)
     if any(out.glob("checkpoint*.pt")):
         run.load()                                              # without one, the run was killed in its first epoch
     position = run.epoch << 32 | run.step
@@ -272,8 +276,6 @@ def train(args: argparse.Namespace, settings: dict[str, Any], source: data.Sourc
     if distributed.is_first():
         config = {"settings": settings, "environment": environment(device), "data_dir": args.data_dir}
         checkpoint.write_text(out / "config.json", json.dumps(config, indent=2) + "\n")
-    if device.type == "cuda":
-        torch.set_float32_matmul_precision("high")              # TF32 for what stays in float32
     mix = data.mixing(settings["num_classes"], mixup=settings["mixup"], cutmix=settings["cutmix"])
     history = fit(run, parts["train"], parts["test"], prepare=prepare_on(device, source), mix=mix,
                   task=task)
