@@ -10,9 +10,7 @@ results/dense_shapes.md. "zeroed": the same model tested with LN'_last(p) = 0, s
 """
 import argparse
 import json
-import math
 import os
-import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +19,9 @@ from typing import Any
 import torch
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "tutorials")]
+
+from grid_report import mean_and_error  # noqa: E402
 
 from mpvg_minimal import checkpoint, cli, dense, dense_data  # noqa: E402
 
@@ -60,12 +60,6 @@ def record(out: Path, machine: str) -> dict[str, Any]:
             "environment": config["environment"], "settings": config["settings"], "epochs": history}
 
 
-def mean_and_error(values: list[float]) -> str:
-    if len(values) < 2:
-        return f"{values[0]:.4f} (one run)" if values else "–"
-    return f"{statistics.mean(values):.4f} ± {statistics.stdev(values) / math.sqrt(len(values)):.4f}"
-
-
 def table(runs: list[dict[str, Any]]) -> str:
     """Markdown: mean ± standard error over seeds; differences are paired, seed by seed."""
     lines = []
@@ -81,7 +75,8 @@ def table(runs: list[dict[str, Any]]) -> str:
             columns = [[run["score"] for run in of_pe.values()],
                        [run["score"] - once[seed] for seed, run in of_pe.items() if seed in once and pe != "once"],
                        [run["zeroed"] for run in tested], [run["zeroed"] - run["score"] for run in tested]]
-            lines.append(f"| `{pe}` | {len(of_pe)} | " + " | ".join(map(mean_and_error, columns)) + " |")
+            cells = " | ".join(mean_and_error(values, digits=4) for values in columns)
+            lines.append(f"| `{pe}` | {len(of_pe)} | {cells} |")
         lines.append("")
     machines = sorted({f"{run['machine']}, commit {run['environment']['commit']}" for run in runs})
     return "\n".join([*lines, f"`python tutorials/dense_grid.py`; {'; '.join(machines)}.", ""])

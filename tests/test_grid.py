@@ -1,0 +1,206 @@
+import json
+import math
+import statistics
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT
+from equations import randomise
+
+sys.path.insert(0, str(ROOT / "tutorials"))
+import grid  # noqa: E402
+import grid_report  # noqa: E402
+
+from mpvg_minimal import PESchedule, recipes  # noqa: E402
+
+BASE = recipes.SHAPES | {"num_classes": 16, "image_size": 32, "seed": 3, "pool": "cls", "pe": "once",
+                         "pe_init": "learned"}
+
+
+def built(cell: str):
+    return grid.build(BASE | grid.CELLS[cell]).eval()
+
+
+def test_the_grid_holds_what_is_to_be_compared():
+    assert [list(group) for group in grid.GROUPS.values()][0] == [
+        f"{pool} {pe}" for pool in ("cls", "gap") for pe in ("none", "once", "lape", "pvg", "mpvg")]
+    assert sum(map(len, grid.GROUPS.values())) == len(grid.CELLS)               # no name twice
+    for weights in (weights for *_, weights in grid_report.CLAIMS):
+        assert set(weights) <= set(grid.CELLS) and sum(weights.values()) == 0
+
+
+@pytest.mark.parametrize("cell", grid.CELLS)
+def test_a_cell_is_what_its_name_says_and_starts_from_the_same_weights(cell):
+    model, once = built(cell), built("gap once")
+    settings = grid.CELLS[cell]
+    assert model.pool == cell.split()[0] == settings["pool"]
+    pe = settings["pe"]
+    assert model.pe.schedule == (PESchedule.named(pe) if isinstance(pe, str) else PESchedule(**pe))
+    own, shared = model.state_dict(), once.state_dict()
+    scale = settings.get("pe_std", 0.02) / 0.02
+    for name in own.keys() & shared.keys() - {"pe.pos_embed"}:
+        assert torch.equal(own[name], shared[name]), name
+    assert len(own.keys() & shared.keys()) > 50
+    if isinstance(model.pe.pos_embed, torch.nn.Parameter):
+        torch.testing.assert_close(model.pe.pos_embed[:, -16:], once.pe.pos_embed * scale)
+
+
+def test_switches_differ_from_mpvg_in_what_they_name():
+    mpvg = PESchedule.named("mpvg")
+    changed = {name.removeprefix("gap mpvg, "): PESchedule(**cell["pe"]) for name, cell in
+               grid.GROUPS["switches"].items()}
+    assert changed == {
+        "not at the input": PESchedule(False, 2, True, "initial"), "from block 1": PESchedule(True, 1, True, "initial"),
+        "not hierarchical": PESchedule(True, 2, False, "initial"),
+        "last norm: p_L": PESchedule(True, 2, True, "delivered"), "no block": PESchedule(True, None, False, "initial"),
+        "LaPE with the last norm": PESchedule(False, 1, True, "initial")}
+    assert mpvg not in changed.values()
+
+
+def gradients(model, images):
+    model.zero_grad()
+    model(images).square().sum().backward()
+    return model.pe.pos_embed.grad.clone()
+
+
+def test_where_a_gain_could_come_from():
+    """Each variant against the equation y = LN(x) + c with c = mean over tokens of LN'(p), taken apart by hand."""
+    torch.manual_seed(1)
+    images = torch.randn(4, 3, 32, 32)
+    mpvg, bias, stopped, flipped = (built(name) for name in
+                                    ("gap mpvg", *(f"gap mpvg, {last}" for last in
+                                                   ("free bias", "stopped gradient", "sign flipped"))))
+    c = mpvg.last_norm.pe_norm(mpvg.pe.pos_embed).mean((0, 1)).detach()
+    assert c.abs().max() > 0.1
+    torch.testing.assert_close(bias(images), mpvg(images), rtol=0, atol=1e-5)
+    torch.testing.assert_close(stopped(images), mpvg(images), rtol=0, atol=0)
+    # W (f + c) + b and W (f - c) + b differ by 2 W c
+    twice = (2 * mpvg.head.weight @ c).expand(4, -1)
+    torch.testing.assert_close(mpvg(images) - flipped(images), twice, rtol=0, atol=1e-5)
+    # without the path through the last norm, PE learns as it would if c were a constant, or a parameter
+    torch.testing.assert_close(gradients(stopped, images), gradients(bias, images), rtol=1e-3, atol=1e-6)
+    assert (gradients(mpvg, images) - gradients(stopped, images)).abs().max() > 1e-3
+    bias(images).sum().backward()
+    assert bias.last_norm.pe_norm.bias.grad.abs().sum() > 0
+
+
+@torch.no_grad()
+def test_zeroed_takes_away_exactly_w_c():
+    model = randomise(built("gap mpvg"))
+    images = torch.randn(2, 3, 32, 32)
+    before = model(images)
+    c = model.last_norm.pe_norm(model.pe.pos_embed).mean((0, 1))
+    model.pe.schedule = grid.replace(model.pe.schedule, at_last_norm=None)
+    torch.testing.assert_close(before - model(images), (model.head.weight @ c).expand(2, -1), rtol=1e-3, atol=1e-4)
+
+
+def test_means_errors_and_paired_differences():
+    assert grid_report.mean_and_error([]) == "–"
+    assert grid_report.mean_and_error([1.5]) == "1.50 (one run)"
+    values = [1.0, 2.0, 6.0]                                    # mean 3, variance (4 + 1 + 9) / 2 = 7
+    assert grid_report.mean_and_error(values, sign="+") == f"+3.00 ± {math.sqrt(7 / 3):.2f}"
+    scores = {("a", 0): 5.0, ("a", 1): 7.0, ("a", 2): 1.0, ("b", 1): 4.0, ("b", 0): 3.5}
+    assert grid_report.paired(scores, {"a": 1, "b": -1}) == [1.5, 3.0]          # seed 2 has no partner
+    assert grid_report.paired(scores, {"a": 1, "c": -1}) == []
+
+
+def made_up(cell, seed, top1, zeroed=None):
+    balance = [None, -0.5, 0.25] if cell.split()[1] != "once" else [None] * 3
+    settings = {"model": "vit_nano", "limit": None, "epochs": 2, "batch_size": 8}
+    return {"cell": cell, "seed": seed, "top1": top1, "zeroed": zeroed, "settings": settings, "machine": "a machine",
+            "data": "a data set", "environment": {"commit": "abc1234"}, "epochs": [{"correlation": balance}]}
+
+
+def test_the_table_of_made_up_runs():
+    runs = [made_up("cls once", 0, 50), made_up("cls once", 1, 52), made_up("gap once", 0, 53),
+            made_up("gap once", 1, 54), made_up("gap mpvg", 0, 55, 45), made_up("gap mpvg", 1, 59, 49),
+            made_up("gap mpvg, free bias", 0, 54)]
+    text = grid_report.table(runs, grid.GROUPS, command="the command")
+    assert "| gap mpvg | 2 | 57.00 ± 2.00 | +3.50 ± 1.50 | gap once | -10.00 ± 0.00 |" in text
+    assert "| gap mpvg, free bias | 1 | 54.00 (one run) | -1.00 (one run) | gap mpvg | – |" in text
+    assert "| GAP alone helps | up | +2.50 ± 0.50 | 2 |" in text
+    assert "lape" not in text and "`the command`; vit_nano on a data set, all images, 2 epochs" in text
+
+
+def test_the_figure_shows_every_cell_and_the_mean_correlation(tmp_path, monkeypatch):
+    runs = [made_up("gap once", 0, 53), made_up("gap mpvg", 0, 55), made_up("gap mpvg", 1, 59)]
+    shown = []
+    monkeypatch.setattr(grid_report.plt, "close", shown.append)
+    grid_report.draw(runs, grid.GROUPS, tmp_path / "figure.png")
+    left, right = shown[0].axes
+    assert [label.get_text() for label in left.get_yticklabels()] == ["gap once", "gap mpvg"]
+    drawn = {tuple(line.get_xdata()) for line in left.get_lines()}
+    assert (53,) in drawn and (55, 59) in drawn and (57.0,) in drawn
+    line = right.get_lines()[0]
+    assert line.get_label() == "gap mpvg" and list(line.get_ydata()) == [-0.5, 0.25]
+    assert list(line.get_xdata()) == ["block 2", "last norm"] and (tmp_path / "figure.png").stat().st_size > 5000
+
+
+def test_the_development_is_the_mean_over_seeds(tmp_path, monkeypatch):
+    runs = [made_up("gap mpvg", 0, 55), made_up("gap mpvg", 1, 59)]
+    runs[0]["epochs"] = [{"correlation": [None, -0.5, 0.2]}, {"correlation": [None, -0.6, 0.4]}]
+    runs[1]["epochs"] = [{"correlation": [None, -0.1, 0.4]}, {"correlation": [None, 0.0, 0.8]}]
+    shown = []
+    monkeypatch.setattr(grid_report.plt, "close", shown.append)
+    grid_report.draw_development(runs, tmp_path / "figure.png")
+    block_2, last, _ = shown[0].axes[0].get_lines()
+    assert (block_2.get_label(), last.get_label()) == ("block 2", "last norm")
+    assert list(block_2.get_ydata()) == pytest.approx([-0.3, -0.3])
+    assert list(last.get_ydata()) == pytest.approx([0.3, 0.6])
+
+
+def run_grid(tmp_path, *flags, expect=0):
+    command = [sys.executable, "tutorials/grid.py", "--dataset", "shapes", "--tiny", "--name", "tiny",
+               "--runs", tmp_path, "--results", tmp_path / "results", *flags]
+    done = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True, timeout=240)
+    assert done.returncode == expect, done.stdout + done.stderr
+    return done
+
+
+def test_from_nothing_to_a_table_and_only_once(tmp_path):
+    cells = ["--cells", "gap once", "gap mpvg", "gap mpvg, free bias"]
+    done = run_grid(tmp_path, *cells, "--jobs", "2")
+    runs = json.loads((tmp_path / "results" / "grid_tiny.json").read_text())
+    assert [(run["cell"], run["seed"]) for run in runs] == [(cell, seed) for cell in cells[1:] for seed in (0, 1)]
+    for run in runs:
+        assert run["top1"] == run["epochs"][-1]["top1"] and run["settings"]["limit"] == 256
+        assert len(run["epochs"]) == 1 and (run["zeroed"] is None) == (run["cell"] == "gap once")
+        delivered = [place is not None for place in run["epochs"][0]["correlation"]]
+        assert delivered == [False] * 5 if run["cell"] == "gap once" else [False, True, True, True, True]
+    means = [statistics.mean(run["top1"] for run in runs if run["cell"] == cell) for cell in cells[1:]]
+    for mean in means:
+        assert f"| {mean:.2f} ± " in done.stdout
+    files = {file.name for file in (tmp_path / "results").iterdir()}
+    assert files == {f"grid_tiny{end}" for end in (".json", ".md", ".png", "_balance.png", "_maps_mpvg.png")}
+    before = (tmp_path / "results" / "grid_tiny.json").read_text()
+    again = run_grid(tmp_path, *cells)
+    assert "---" in done.stdout.splitlines()[0] and "--- gap" not in again.stdout       # what is finished is skipped
+    assert (tmp_path / "results" / "grid_tiny.json").read_text() == before
+
+
+def test_a_run_that_fails_is_named_and_the_others_go_on(tmp_path):
+    broken = tmp_path / "tiny" / "gap_once_seed0"
+    broken.mkdir(parents=True)
+    (broken / "config.json").write_text("{")
+    done = run_grid(tmp_path, "--cells", "gap once", expect=2)
+    assert "config.json is missing or damaged" in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: these runs did not end well, see above: gap once, seed 0.")
+    assert [run["seed"] for run in json.loads((tmp_path / "results" / "grid_tiny.json").read_text())] == [1]
+
+
+@pytest.mark.parametrize("flags, message", [
+    (["--gap"], "the grid chooses pool itself, got gap"), (["--cells", "gap nothing"], "invalid choice"),
+    (["--seed", "4"], "the grid chooses seed itself, got 4"), (["--seeds", "0"], "must be at least 1"),
+    (["--table"], "holds no run yet: leave out --table")])
+def test_wrong_flags(tmp_path, flags, message):
+    assert message in run_grid(tmp_path, *flags, expect=2).stderr
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "results").glob("grid_*.json")), ids=lambda file: file.stem)
+def test_the_committed_tables_are_made_of_the_committed_runs(file):
+    runs = json.loads(file.read_text())
+    text = file.with_suffix(".md").read_text()
+    command = text.splitlines()[-1].split("`")[1]
+    assert grid_report.table(runs, grid.GROUPS, command=command) == text

@@ -1,0 +1,292 @@
+"""The rules of tests/tutorial_rules.py hold for every tutorial, and each of them, and each check of
+tutorials/conftest.py, can fail. The tutorials themselves are executed where they stand: `pytest tutorials`."""
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+import tutorial_rules
+from conftest import ROOT
+from sybil import Document
+from sybil.example import SybilFailure
+from tutorial_rules import RULES, Page, differs
+
+from tutorials.conftest import find_fences, find_values
+
+FOLDER = ROOT / "tutorials"
+PLANNED = frozenset({               # tutorials that others link to and that do not exist yet
+    "02_why_position.md",
+    "03_layerwise_pe.md",
+    "05_counterbalance.md",
+})
+
+
+def page_of(path):
+    return Page(path, path.read_text())
+
+
+TUTORIALS = [page_of(path) for path in sorted(FOLDER.glob("[0-9][0-9]_*.md"))]
+PAGES = TUTORIALS + [page_of(ROOT / name) for name in ("README.md", "tests/README.md", "tutorials/README.md")]
+
+
+@pytest.mark.parametrize("page", TUTORIALS, ids=lambda page: page.path.stem)
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_every_tutorial_keeps_every_rule(rule, page):
+    assert rule(page) == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.path.relative_to(ROOT)))
+def test_links_lead_somewhere(page):
+    assert tutorial_rules.links(page, PLANNED) == []
+
+
+def test_a_planned_tutorial_does_not_exist_yet():
+    assert [name for name in sorted(PLANNED) if (FOLDER / name).exists()] == [], "take it out of PLANNED"
+
+
+def test_the_syllabus_lists_all_nine_in_order():
+    listed = re.findall(r"\]\((\d\d_\w+\.md)\)", (FOLDER / "README.md").read_text())
+    assert [name[:2] for name in listed] == [f"{number:02}" for number in range(1, 10)]
+    assert {page.path.name for page in TUTORIALS} | PLANNED == set(listed)
+
+
+def test_every_figure_is_shown():
+    pages = PAGES + [page_of(path) for path in sorted(FOLDER.glob("assignments/**/*.md"))]
+    assert tutorial_rules.orphans(pages, sorted(FOLDER.glob("figures/*"))) == []
+
+
+# Each rule can complain. GOOD keeps all of them; each case below breaks one thing of it.
+
+GOOD = '''# 8. Good
+
+**You will know** something.
+
+**Read first:** [block.py](../mpvg_minimal/block.py).
+
+**Time on a laptop:** 5 minutes.
+
+A half is 0.5<!-- = f"{half:.1f}" --> or 50 %<!-- = f"{half:.0%}".replace("%", " %") -->, not `0.7`.
+The paper says 72.14 and 3 %. <!-- published: Lee et al. 2025 -->
+
+```python
+half = 0.5
+print(half)
+# writes tutorials/figures/mpvg.svg
+```
+
+```text
+0.5
+```
+
+![scheme](figures/mpvg.svg)
+
+From [`mpvg_minimal/block.py`](../mpvg_minimal/block.py), `Block.forward`:
+
+```py
+if pe is not None:
+    y = y + pe                                                      # (B, N, D) + (1, N, D)
+```
+
+```bash
+OMP_NUM_THREADS=1 python train_cifar.py --gap --mpvg --dataset shapes   # with a comment
+torchrun --nproc-per-node 8 train_imagenet.py --gap && python -m mpvg_minimal.plots runs/NAME
+pytest tests/test_block.py
+```
+
+## Questions
+
+1. Why?
+
+<details><summary>Answer</summary>
+
+So.
+
+</details>
+
+2. Why?
+
+<details><summary>Answer</summary>
+
+So.
+
+</details>
+
+3. Why?
+
+<details><summary>Answer</summary>
+
+So.
+
+</details>
+
+Next: [Elsewhere](09_elsewhere.md)
+'''
+BAD = [
+    ("languages", "```python", "```pycon", "language 'pycon'"),
+    ("languages", "```text\n0.5\n```", "```text\n0.5", "not closed"),
+    ("languages", "```text\n0.5\n```", "  ```text\n  0.5\n  ```", "indented"),
+    ("shown_output", "```text", "Words.\n\n```text", "no python fence directly before"),
+    ("sourced_numbers", '0.5<!-- = f"{half:.1f}" -->', "0.5", "'0.5' has no comment"),
+    ("sourced_numbers", '0.5<!-- = f"{half:.1f}" -->', '0.5 <!-- = f"{half:.1f}" -->', "'0.5' has no comment"),
+    ("sourced_numbers", ' %<!-- = f"{half:.0%}".replace("%", " %") -->', " %", "'50 %' has no comment"),
+    ("sourced_numbers", " <!-- published: Lee et al. 2025 -->", "", "'72.14' has no comment"),
+    ("comments", '<!-- = f"{half:.1f}" -->', '<!--= f"{half:.1f}" -->', "is neither"),
+    ("comments", "<!-- published: Lee et al. 2025 -->", "<!-- published: -->", "is neither"),
+    ("quotes", "if pe is not None:\n", "if pe is None:\n", "do not stand like that"),
+    ("quotes", "`Block.forward`", "`Mlp.forward`", "do not stand like that"),
+    ("quotes", "`Block.forward`", "`Block.backward`", "do not stand like that"),
+    ("quotes", "if pe is not None:\n", "if pe is not None:\n\n", "do not stand like that"),
+    ("quotes", "(../mpvg_minimal/block.py), `Block", "(../mpvg_minimal/vit.py), `Block", "no label"),
+    ("quotes", "From [", "In [", "no label"),
+    ("quotes", "```py\n", "```py\n" + 14 * "x\n", "quotes 16 lines"),
+    ("nothing_redefined", "half = 0.5", "class Block: pass\nhalf = 0.5", "Block is the package's"),
+    ("nothing_redefined", "half = 0.5", "def pearson(): pass\nhalf = 0.5", "pearson is the package's"),
+    ("commands", "train_cifar.py", "train_cifer.py", "train_cifer.py does not exist"),
+    ("commands", "--mpvg", "--mvpg", "has no flag --mvpg"),
+    ("commands", "--dataset shapes", "--dataset shape", "not 'shape'"),
+    ("commands", "train_imagenet.py --gap", "train_imagenet.py --gep", "has no flag --gep"),
+    ("commands", "mpvg_minimal.plots", "mpvg_minimal.plot", "mpvg_minimal.plot does not exist"),
+    ("commands", "runs/NAME", "runs/NAME --image 3", "has no flag --image"),
+    ("commands", "tests/test_block.py", "tests/test_blocks.py", "tests/test_blocks.py does not exist"),
+    ("written_figures", "figures/mpvg.svg)", "figures/other.png)", "no python fence here writes"),
+    ("opening", "# 8.", "# 7.", "no line # 8. TITLE"),
+    ("opening", "**You will know**", "You will know", "**You will know**"),
+    ("opening", "**Read first:**", "**Read:**", "**Read first:**"),
+    ("opening", "5 minutes", "some minutes", "**Time on a laptop:**"),
+    ("ending", "## Questions", "## Question", "no section ## Questions"),
+    ("ending", "2. Why?", "Why?", "numbered [1, 3]"),
+    ("ending", "So.\n\n</details>\n\nNext", "\n\n</details>\n\nNext", "2 answers"),
+    ("ending", "(09_elsewhere.md)", "(07_training.md)", "the last line is"),
+    ("links", "[block.py](../mpvg_minimal/block.py)", "[block.py](../mpvg_minimal/blocks.py)", "does not exist"),
+    ("links", "(figures/mpvg.svg", "(figures/mvpg.svg", "does not exist"),
+    ("links", "![scheme]", "![]", "without a description"),
+    ("links", "[block.py](../mpvg_minimal/block.py)", "[questions](#answers)", "no such heading"),
+    ("links", "[block.py](../mpvg_minimal/block.py)", "[read me](../README.md#cost)", "no such heading"),
+]
+
+
+def test_a_good_page_keeps_all_rules():
+    page = Page(FOLDER / "08_good.md", GOOD)
+    assert [complaint for rule in RULES for complaint in rule(page)] == []
+    assert tutorial_rules.links(page, frozenset({"09_elsewhere.md"})) == []
+    headed = GOOD.replace("[block.py](../mpvg_minimal/block.py)", "[read me](../README.md#what-mpvg-costs)")
+    assert tutorial_rules.links(Page(page.path, headed), frozenset({"09_elsewhere.md"})) == []
+
+
+@pytest.mark.parametrize("rule, old, new, complaint", BAD)
+def test_every_rule_can_complain(rule, old, new, complaint):
+    assert GOOD.count(old) >= 1
+    page = Page(FOLDER / "08_good.md", GOOD.replace(old, new, 1))
+    options = (frozenset({"09_elsewhere.md"}),) if rule == "links" else ()
+    complaints = getattr(tutorial_rules, rule)(page, *options)
+    assert complaints and complaint in complaints[0], complaints
+
+
+def test_every_rule_has_a_case():
+    assert {rule.__name__ for rule in RULES} | {"links"} == {rule for rule, *_ in BAD}
+
+
+def test_large_figures_and_orphans_are_found(tmp_path):
+    (tmp_path / "figures").mkdir()
+    for name, size in (("small.png", 10), ("large.png", tutorial_rules.FIGURE_BYTES + 1)):
+        (tmp_path / "figures" / name).write_bytes(bytes(size))
+    text = "![a](figures/{})\n\n```python\nsave('tutorials/figures/{}')\n```\n"
+    small, large = (Page(tmp_path / "01_x.md", text.replace("{}", name)) for name in ("small.png", "large.png"))
+    assert tutorial_rules.written_figures(small) == []
+    assert "60001 bytes" in tutorial_rules.written_figures(large)[0]
+    figures = sorted((tmp_path / "figures").iterdir())
+    assert tutorial_rules.orphans([small, large], figures) == []
+    assert tutorial_rules.orphans([small], figures) == ["large.png is shown by no page"]
+
+
+@pytest.mark.parametrize("shown, printed, same", [
+    ("a 1 0.50\n", "a 1 0.50\n", True),
+    ("a 1 0.50", "a 1 0.51  \n\n", True),
+    ("0.50", "0.52", False),
+    ("0.50", "0.5", False),
+    ("0.50", "0.499", False),
+    ("12", "13", False),
+    ("99 %", "98 %", False),
+    ("1.0e-07", "1.1e-07", True),
+    ("1.0e-07", "1.0e-06", False),
+    ("-0.5", "0.5", False),
+    ("a 0.50", "b 0.50", False),
+    ("0.50 0.50", "0.50", False),
+    ("a\nb", "a\nb\nc", False),
+    ("", "x", False),
+])
+def test_what_counts_as_the_same_output(shown, printed, same):
+    assert (differs(shown, printed) is None) == same
+
+
+# What executes the tutorials.
+
+def execute(text):
+    document = Document(text, "page.md")
+    for parser in (find_fences, find_values):
+        for region in parser(document):
+            document.add(region)
+    for example in document.examples():
+        example.evaluate()
+    return document.namespace
+
+
+def test_fences_share_a_namespace_and_values_are_taken_at_their_place():
+    text = ("```python\nx = 1.5\nprint(x)\n```\n\n```text\n1.5\n```\n\n1.5<!-- = x -->\n\n```python\nx = 2.5\n```\n\n"
+            "**2.5 %**, 2.5 %<!-- = f'{x} %' -->\n\n```py\nraise ValueError\n```\n\n```bash\nexit 1\n```\n")
+    assert execute(text)["x"] == 2.5
+
+
+@pytest.mark.parametrize("text, error", [
+    ("```python\nprint(1)\n```\n", "printed, but no text fence shows it:\n1"),
+    ("```python\nprint(1)\n```\n\n```text\n2\n```\n", "shown:\n2\ngot:\n1"),
+    ("```python\nprint(1)\n```\n\nWords.\n\n```text\n1\n```\n", "printed, but no text fence"),
+    ("```python\nx = 1\n```\n\n```text\n1\n```\n", "shown:\n1\ngot:\n"),
+    ("```python\nx = 0.7\n```\n\n0.5<!-- = x -->", "shown:\n0.5\ngot:\n0.7"),
+    ("12.5<!-- = 2.5 -->", "more before it: '12.5'"),
+    ("-2.5<!-- = 2.5 -->", "more before it: '-2.5'"),
+    ("1,002<!-- = '002' -->", "more before it: '1,002'"),
+    ("3 %<!-- = '4 %' -->", "shown:\n3 %\ngot:\n4 %"),
+])
+def test_a_false_page_fails(text, error):
+    with pytest.raises(SybilFailure) as failure:
+        execute(text)
+    assert error in str(failure.value)
+
+
+def test_an_error_is_raised_and_what_comes_after_it_is_skipped():
+    with pytest.raises(ZeroDivisionError):
+        execute("```python\n1 / 0\n```\n")
+    document = Document("```python\n1 / 0\n```\n\n5<!-- = 5 -->\n\n```python\n```\n", "page.md")
+    for parser in (find_fences, find_values):
+        for region in parser(document):
+            document.add(region)
+    first, *rest = document.examples()
+    with pytest.raises(ZeroDivisionError):
+        first.evaluate()
+    for example in rest:
+        with pytest.raises(pytest.skip.Exception):
+            example.evaluate()
+
+
+def test_only_the_tutorials_are_collected_and_a_false_one_fails_the_run(tmp_path):
+    """In a repository of its own, with files beside the tutorials that must not be touched."""
+    for name in ("tests/tutorial_rules.py", "tutorials/__init__.py", "tutorials/conftest.py", "pyproject.toml"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    tutorials = tmp_path / "tutorials"
+    (tutorials / "01_true.md").write_text("```python\nimport os, torch\nprint(os.path.isdir('tutorials'), "
+                                          "torch.get_num_threads())\n```\n\n```text\nTrue 1\n```\n")
+    (tutorials / "02_false.md").write_text("```python\nprint(1)\n```\n\n```text\n2\n```\n\n3<!-- = 3 -->\n")
+    (tutorials / "README.md").write_text("```python\n1 / 0\n```\n")
+    (tutorials / "grid.py").write_text('"""\n>>> 1 / 0\n"""\n1 / 0\n')
+    (tutorials / "assignments").mkdir()
+    (tutorials / "assignments" / "test_stub.py").write_text("def test_stub():\n    raise NotImplementedError\n")
+    run = subprocess.run([sys.executable, "-m", "pytest", "-q", "tutorials"], cwd=tmp_path, capture_output=True,
+                         text=True)
+    assert run.returncode == 1 and "1 failed, 2 passed" in run.stdout, run.stdout
+    assert "02_false.md" in run.stdout and "shown:\n2\ngot:\n1" in run.stdout
+    own = subprocess.run([sys.executable, "-m", "pytest", "-q", "tutorials/assignments"], cwd=tmp_path,
+                         capture_output=True, text=True)
+    assert own.returncode == 1 and "1 failed" in own.stdout, own.stdout         # by its path it is run

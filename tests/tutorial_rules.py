@@ -1,0 +1,346 @@
+"""What a tutorial is made of, when two texts count as the same, and the rules that every tutorial keeps.
+
+A rule takes a `Page` and returns complaints, one line each; none: the page keeps it. tutorials/README.md says in words
+what they ask for, tests/test_tutorials.py applies them and shows that each of them can complain.
+"""
+import ast
+import io
+import re
+import runpy
+import shlex
+import sys
+import textwrap
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+from unittest.mock import patch
+
+ROOT = Path(__file__).parents[1]
+FENCE = re.compile(r"^```([^\n`]*)\n(.*?)^```[ \t]*$", re.MULTILINE | re.DOTALL)
+COMMENT = re.compile(r"<!--(.*?)-->", re.DOTALL)
+VALUE = re.compile(r"<!-- = ([^\n]+?) -->")
+PUBLISHED = re.compile(r"<!-- published: \S[^\n]* -->")
+NUMBER = re.compile(r"\d+(?:[.,]\d+)*(?: ?%)?")
+DECIMAL = re.compile(r"[-+]?\d+\.\d+")
+LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
+QUOTE_LABEL = re.compile(r"^From \[`([\w/.]+)`\]\(\.\./([\w/.]+)\), `([\w.]+)`:$")
+LANGUAGES = ("python", "text", "py", "bash")
+QUOTED_LINES = 15
+FIGURE_BYTES = 60_000
+
+
+class Fence(NamedTuple):
+    language: str
+    source: str
+    line: int               # of the opening ```, from 1
+    start: int              # its place in the file, and where it ends
+    end: int
+
+
+class Value(NamedTuple):
+    """A number in the prose with the comment behind it that says where the number comes from."""
+
+    before: str             # the line up to the comment
+    expression: str
+    start: int
+    end: int
+
+    def differs(self, value: str) -> str | None:
+        """The text before the comment must end in the value, as a whole: 0.5 is not the 2.5 of 12.5."""
+        shown = self.before[-len(value):]
+        rest = self.before[:-len(value)]
+        if re.search(r"[\w.\-−]$|\d,$", rest):
+            return f"the comment gives {value!r}, but the prose has more before it: {self.before[-len(value) - 12:]!r}"
+        return differs(shown, value)
+
+
+class Page(NamedTuple):
+    path: Path
+    text: str
+
+    @property
+    def prose(self) -> str:
+        """The text with its fences blanked out, line for line."""
+        return FENCE.sub(lambda fence: "\n" * fence.group().count("\n"), self.text)
+
+
+def fences(text: str) -> list[Fence]:
+    return [Fence(f[1].strip(), f[2], text.count("\n", 0, f.start()) + 1, f.start(), f.end())
+            for f in FENCE.finditer(text)]
+
+
+def python_fences(text: str) -> Iterator[tuple[Fence, Fence | None]]:
+    """Each python fence, with the text fence that follows it directly, if one does."""
+    found = fences(text)
+    for fence, following in zip(found, [*found[1:], None]):
+        if fence.language == "python":
+            shows = following and following.language == "text" and not text[fence.end:following.start].strip()
+            yield fence, following if shows else None
+
+
+def values(text: str) -> Iterator[Value]:
+    inside = [(fence.start, fence.end) for fence in fences(text)]
+    for comment in VALUE.finditer(text):
+        if not any(start <= comment.start() < end for start, end in inside):
+            before = text[text.rfind("\n", 0, comment.start()) + 1:comment.start()]
+            yield Value(before, comment[1], comment.start(), comment.end())
+
+
+def differs(shown: str, printed: str) -> str | None:
+    """None if the two are the same: words and integers exactly, decimals to one unit in the last digit shown."""
+    shown, printed = (re.sub(r"[ \t]+$", "", text.strip("\n"), flags=re.MULTILINE) for text in (shown, printed))
+    same = DECIMAL.sub("#", shown) == DECIMAL.sub("#", printed)
+    for a, b in zip(DECIMAL.findall(shown), DECIMAL.findall(printed)):
+        places = len(a.split(".")[1])
+        unit = 10.0 ** -places
+        same = same and places == len(b.split(".")[1]) and abs(float(a) - float(b)) < 1.5 * unit
+    return None if same else f"shown:\n{shown}\ngot:\n{printed}"
+
+
+def languages(page: Page) -> list[str]:
+    """Only the four kinds of fences, closed and at the beginning of the line."""
+    wrong = [f"line {fence.line}: a fence of language {fence.language!r}, expected one of {', '.join(LANGUAGES)}"
+             for fence in fences(page.text) if fence.language not in LANGUAGES]
+    wrong += [f"line {fence.line}: a fence that is not closed" for fence in fences(page.text)
+              if re.search(r"^```", fence.source, re.MULTILINE)]
+    return wrong + [f"line {number}: a fence that is indented, not closed or made of ~~~"
+                    for number, line in enumerate(page.prose.split("\n"), start=1)
+                    if re.match(r"\s*(>\s*)*(```|~~~)", line)]
+
+
+def shown_output(page: Page) -> list[str]:
+    """A text fence stands directly after the python fence that prints it."""
+    paired = {shown for _, shown in python_fences(page.text)}
+    return [f"line {fence.line}: a text fence with no python fence directly before it"
+            for fence in fences(page.text) if fence.language == "text" and fence not in paired]
+
+
+def sourced_numbers(page: Page) -> list[str]:
+    """A number in the prose with a decimal point or a % comes from code, or is labelled as published."""
+    wrong = []
+    for number, line in enumerate(page.prose.split("\n"), start=1):
+        if PUBLISHED.search(line):
+            continue
+        line = COMMENT.sub("", VALUE.sub("\0", line))
+        line = re.sub(r"`[^`]*`|\$[^$]+\$", "", LINK.sub("", line))
+        wrong += [f"line {number}: {found[0]!r} has no comment <!-- = ... --> behind it"
+                  for found in NUMBER.finditer(line)
+                  if re.search("[.%]", found[0]) and line[found.end():found.end() + 1] != "\0"]
+    return wrong
+
+
+def comments(page: Page) -> list[str]:
+    """No comment that looks like one of the two kinds and is not: it would be checked by nobody."""
+    return [f"line {page.prose.count(chr(10), 0, c.start()) + 1}: {c.group()!r} is neither <!-- = EXPRESSION --> nor "
+            "<!-- published: SOURCE -->"
+            for c in COMMENT.finditer(page.prose) if not VALUE.fullmatch(c.group()) and not
+            PUBLISHED.fullmatch(c.group())]
+
+
+def quotes(page: Page) -> list[str]:
+    """Quoted source: labelled, at most 15 lines, verbatim from that symbol of that file."""
+    wrong = []
+    for fence in fences(page.text):
+        if fence.language != "py":
+            continue
+        label = QUOTE_LABEL.match(page.text[:fence.start].rstrip("\n").rsplit("\n", 1)[-1])
+        quoted = textwrap.dedent(fence.source).rstrip("\n").split("\n")
+        if len(quoted) > QUOTED_LINES:
+            wrong.append(f"line {fence.line}: quotes {len(quoted)} lines, at most {QUOTED_LINES}")
+        if label is None or label[1] != label[2]:
+            wrong.append(f"line {fence.line}: no label 'From [`FILE`](../FILE), `SYMBOL`:' before the quoted source")
+            continue
+        lines = symbol_lines(label[1], label[3])
+        windows = (lines[k:k + len(quoted)] for k in range(len(lines)))
+        if not any(textwrap.dedent("\n".join(window)).split("\n") == quoted for window in windows):
+            wrong.append(f"line {fence.line}: these lines do not stand like that in {label[1]}, {label[3]}")
+    return wrong
+
+
+def symbol_lines(file: str, symbol: str) -> list[str]:
+    """The lines of a function, class, method or constant; none if the file has no such symbol."""
+    if not (ROOT / file).is_file():
+        return []
+    source = (ROOT / file).read_text()
+    place = ast.parse(source)
+    for name in symbol.split("."):
+        found = [node for node in getattr(place, "body", []) if name in names_of(node)]
+        if not found:
+            return []
+        place = found[0]
+    first = min([place.lineno, *(decorator.lineno for decorator in getattr(place, "decorator_list", []))])
+    return source.split("\n")[first - 1:place.end_lineno]
+
+
+def names_of(node: ast.AST) -> list[str]:
+    if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        return [node.name]
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+    return [target.id for target in targets if isinstance(target, ast.Name)]
+
+
+@cache
+def package_names() -> frozenset[str]:
+    """What the package's files define at their top: functions and classes."""
+    trees = (ast.parse(path.read_text()) for path in (ROOT / "mpvg_minimal").glob("*.py"))
+    return frozenset(node.name for tree in trees for node in tree.body
+                     if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name not in ("main",))
+
+
+def nothing_redefined(page: Page) -> list[str]:
+    """The tutorials import the package's functions and classes and never write their own of that name."""
+    wrong = []
+    for fence, _ in python_fences(page.text):
+        for node in ast.walk(ast.parse(fence.source)):
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name in package_names():
+                wrong.append(f"line {fence.line + node.lineno}: {node.name} is the package's: import it")
+    return wrong
+
+
+def commands(page: Page) -> list[str]:
+    """Every command in a bash fence that runs Python names a script or module that exists, and flags that it has."""
+    wrong = []
+    for fence in fences(page.text):
+        if fence.language == "bash":
+            lines = fence.source.replace("\\\n", " ").split("\n")
+            wrong += [f"line {fence.line}: {problem}" for line in lines for part in re.split(r"&&|\|\||;|\|", line)
+                      for problem in command(shlex.split(part, comments=True))]
+    return wrong
+
+
+def command(words: list[str]) -> list[str]:
+    while words and re.fullmatch(r"\w+=\S*", words[0]):         # VARIABLE=value before the command
+        words = words[1:]
+    if not words:
+        return []
+    program, words = words[0], words[1:]
+    if program == "pytest":
+        return [f"{word} does not exist" for word in words
+                if not word.startswith("-") and "/" in word and not (ROOT / word.split("::")[0]).exists()]
+    if program not in ("python", "torchrun"):
+        return []
+    if program == "torchrun":                                   # its own flags come before the script
+        words = words[next((k for k, word in enumerate(words) if word.endswith(".py")), len(words)):]
+    if not words:
+        return [f"{program} without a script"]
+    target, flags = (words[1:2] or [""], words[2:]) if words[0] == "-m" else (words[:1], words[1:])
+    try:
+        text = help_of(target[0], words[0] == "-m")
+    except FileNotFoundError:
+        return [f"{target[0]} does not exist"]
+    known = {flag: choices.strip("{}").split(",") if choices else None
+             for flag, choices in re.findall(r"(?<![\w-])(--?[a-zA-Z][\w-]*)(?: (\{[^}]*\}))?", text)}
+    wrong = []
+    for word, following in zip(flags, [*flags[1:], ""]):
+        flag, _, given = word.partition("=")
+        if not re.match(r"--?[a-zA-Z]", word):
+            continue
+        if flag not in known:
+            wrong.append(f"{target[0]} has no flag {flag}")
+        elif known[flag] and (given or following) not in known[flag]:
+            wrong.append(f"{target[0]} {flag} takes one of {', '.join(known[flag])}, not {given or following!r}")
+    return wrong
+
+
+@cache
+def help_of(target: str, is_module: bool) -> str:
+    """What `python TARGET --help` prints. FileNotFoundError if there is no such script or module of the package."""
+    path = ROOT / (target.replace(".", "/") + ".py" if is_module else target)
+    if not path.is_file():
+        raise FileNotFoundError(path)
+    with patch.object(sys, "argv", [str(path), "--help"]), warnings.catch_warnings(action="ignore"), \
+            redirect_stdout(io.StringIO()) as printed:
+        try:
+            if is_module:
+                runpy.run_module(target, run_name="__main__")
+            else:
+                runpy.run_path(str(path), run_name="__main__")
+        except SystemExit:
+            pass
+    return printed.getvalue()
+
+
+def links(page: Page, planned: frozenset[str] = frozenset()) -> list[str]:
+    """Relative links lead to files and headings that exist; images have a description. Files in `planned` may come."""
+    wrong = []
+    for image, words, target in LINK.findall(re.sub(r"`[^`\n]*`", "", page.prose)):
+        if re.match(r"https?://", target):
+            continue
+        file, _, heading = target.partition("#")
+        path = page.path.parent / file if file else page.path
+        if file and not path.exists():
+            wrong += [] if path.name in planned else [f"{target} does not exist"]
+        elif heading and heading not in headings(page.text if path == page.path else path.read_text()):
+            wrong.append(f"{target}: no such heading")
+        if image and not words.strip():
+            wrong.append(f"{target}: an image without a description")
+    return wrong
+
+
+def headings(text: str) -> set[str]:
+    """The anchors that a code host makes of the headings."""
+    titles = re.findall(r"^#+ (.+)$", FENCE.sub("", text), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", COMMENT.sub("", title).lower().strip()).replace(" ", "-") for title in titles}
+
+
+def written_figures(page: Page) -> list[str]:
+    """A tutorial's .png is small and is written by one of the tutorial's own python fences."""
+    code = "".join(fence.source for fence, _ in python_fences(page.text))
+    wrong = []
+    for image, _, target in LINK.findall(page.prose):
+        path = page.path.parent / target
+        if image and target.endswith(".png"):
+            if f"tutorials/{target}" not in code:
+                wrong.append(f"{target}: no python fence here writes tutorials/{target}")
+            if path.exists() and path.stat().st_size > FIGURE_BYTES:
+                wrong.append(f"{target}: {path.stat().st_size} bytes, at most {FIGURE_BYTES}")
+    return wrong
+
+
+def opening(page: Page) -> list[str]:
+    """Title with the tutorial's number; what you will know, what to read first, minutes on a laptop."""
+    number = int(page.path.name[:2])
+    head = page.prose.split("\n## ")[0]
+    expected = {f"# {number}. TITLE": rf"\A# {number}\. \S",
+                "**You will know** ...": r"^\*\*You will know\*\* \S",
+                "**Read first:** ...": r"^\*\*Read first:\*\* \S",
+                "**Time on a laptop:** N minutes ...": r"^\*\*Time on a laptop:\*\* \d+ minutes"}
+    return [f"the opening has no line {words}" for words, pattern in expected.items()
+            if not re.search(pattern, head, re.MULTILINE)]
+
+
+def ending(page: Page, last: int = 9) -> list[str]:
+    """A section of exactly three questions, each with its answer folded away; the last line links to the next one."""
+    _, found, section = page.prose.rpartition("\n## Questions\n")
+    if not found:
+        return ["no section ## Questions"]
+    wrong = []
+    asked = [int(number) for number in re.findall(r"^(\d+)\. \S", section, re.MULTILINE)]
+    if asked != [1, 2, 3]:
+        wrong.append(f"questions are numbered {asked}, expected [1, 2, 3]")
+    answers = re.findall(r"^<details><summary>Answer</summary>\n\n\S.*?\n\n</details>$", section,
+                         re.MULTILINE | re.DOTALL)
+    if len(answers) != 3 or section.count("<details>") != 3:
+        wrong.append(f"{len(answers)} answers of the form <details><summary>Answer</summary>, blank line, text, blank "
+                     "line, </details>, expected 3")
+    number = int(page.path.name[:2])
+    following = rf"{number + 1:02}_\w+\.md" if number < last else r"README\.md"
+    end = page.text.rstrip().rsplit("\n", 1)[-1]
+    if not re.fullmatch(rf"Next: \[[^\]]+\]\({following}\)\.?", end):
+        wrong.append(f"the last line is {end!r}, expected 'Next: [TITLE]({following})'")
+    return wrong
+
+
+RULES: tuple[Callable[[Page], list[str]], ...] = (
+    languages, shown_output, sourced_numbers, comments, quotes, nothing_redefined, commands, written_figures, opening,
+    ending)
+
+
+def orphans(pages: list[Page], figures: list[Path]) -> list[str]:
+    """Figures that no page shows."""
+    shown = {(page.path.parent / target.partition("#")[0]).resolve()
+             for page in pages for _, _, target in LINK.findall(page.prose)}
+    return [f"{figure.name} is shown by no page" for figure in figures if figure.resolve() not in shown]
