@@ -215,4 +215,5 @@ def test_the_readme_has_the_table_and_the_differences_it_speaks_of():
                     {"gap once, PE std 0.2": 1, "gap once": -1}, {"gap lape": 1, "gap once, PE std 0.2": -1},
                     {"gap mpvg, free bias": 1, "gap mpvg": -1}, {"gap mpvg, stopped gradient": 1, "gap mpvg": -1},
                     {"gap mpvg, sign flipped": 1, "gap mpvg": -1}, {"gap once": 1, "cls once": -1}):
-        assert grid_report.mean_and_error(grid_report.paired(scores, weights), sign="+").replace("-", "−") in text, weights
+        difference = grid_report.mean_and_error(grid_report.paired(scores, weights), sign="+")
+        assert difference.replace("-", "−") in text, weights
