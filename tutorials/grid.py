@@ -260,7 +260,8 @@ def main() -> None:
             checkpoint.write_text(file, json.dumps(runs, indent=1) + "\n")
     if not runs:
         raise UserError(f"{file} holds no run yet: leave out --table")
-    text = table(runs, GROUPS, command=f"python tutorials/grid.py --dataset {args.dataset}")
+    command = f"python tutorials/grid.py --dataset {args.dataset}{' --reduced' if args.reduced else ''}"
+    text = table(runs, GROUPS, command=command)
     checkpoint.write_text(file.with_suffix(".md"), text)
     draw(runs, GROUPS, file.with_suffix(".png"))
     draw_development(runs, file.with_name(f"{file.stem}_balance.png"))
