@@ -11,7 +11,7 @@ processes, so the recipe is the same everywhere. Accuracy and hours on ImageNet:
 import argparse
 from pathlib import Path
 
-from mpvg_minimal import checkpoint, cli, data, distributed, recipes
+from mpvg_minimal import cache, checkpoint, cli, data, distributed, recipes
 from mpvg_minimal.errors import one_line_errors
 from mpvg_minimal.run import autocast
 from mpvg_minimal.train import evaluate
@@ -23,6 +23,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--image-size", type=cli.number(int, least=1), help="default: 224")
     parser.add_argument("--accumulate", type=cli.number(int, least=1), default=1,
                         help="parts that each process takes its share of a batch in, to save memory")
+    parser.add_argument("--cache", type=Path, metavar="DIR",
+                        help="train on smaller copies of the images in DIR, made there on first use")
     parser.add_argument("--eval", type=Path, metavar="CHECKPOINT", help="only test this checkpoint on val/")
     parser.add_argument("--init", type=Path, metavar="CHECKPOINT",
                         help="begin with its weights, PE resized to --image-size")
@@ -53,10 +55,14 @@ def main() -> None:
     if args.eval:
         test(args, device)
     else:
-        settings = cli.settings_of(args, device, recipes.IMAGENET, dataset="imagenet",
-                                   image_size=args.image_size or 224, **cli.settings_of_init(args))
+        size = args.image_size or 224
+        settings = cli.settings_of(args, device, recipes.IMAGENET, dataset="imagenet", image_size=size,
+                                   cache=data.shorter_side(size) if args.cache else None, **cli.settings_of_init(args))
         out = cli.choose_out(args, settings)
+        cli.refuse_size(settings)
         source = data.open_source("imagenet", args.data_dir, settings["image_size"])
+        if args.cache:
+            source = cache.cached(source, args.cache, limit=args.limit, workers=cli.choose_workers(args.workers))
         cli.train(args, settings | source.identity(), source, out, device)
     distributed.stop()
 

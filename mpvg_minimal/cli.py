@@ -17,6 +17,7 @@ import torch
 import torchvision
 
 from . import checkpoint, data, distributed, plots
+from .compiling import choose_mode
 from .device_data import DeviceBatches
 from .errors import UserError
 from .run import Run, start
@@ -77,12 +78,17 @@ def add_flags(parser: argparse.ArgumentParser, models: list[str]) -> None:
 
 
 def settings_of(args: argparse.Namespace, device: torch.device, recipe: dict[str, Any], **more: Any) -> dict[str, Any]:
-    """The recipe with what the flags say instead, and `more`."""
+    """The recipe with what the flags say instead, and `more`.
+
+    --amp is among them: another precision is another run. --compile, --device and --workers are not.
+    """
     given = {key: getattr(args, key) for key in ("model", "epochs", "batch_size", "lr", "ema")}
     recipe = {**recipe, **{key: value for key, value in given.items() if value is not None}}
     recipe["final_lr"] = min(recipe["final_lr"], recipe["lr"])          # the rate falls, also from a small --lr
+    amp = choose_amp(args.amp, device)
     return {**recipe, "pool": args.pool or "cls", "pe": args.pe or "once", "pe_init": args.pe_init or "learned",
-            "seed": args.seed, "limit": args.limit, "accumulate": getattr(args, "accumulate", 1),
+            "amp": str(amp).removeprefix("torch.") if amp else None, "seed": args.seed, "limit": args.limit,
+            "accumulate": getattr(args, "accumulate", 1),
             "loader": choose_loader(args.loader, device, more["dataset"]), **more}
 
 
@@ -192,6 +198,12 @@ def build_model(settings: dict[str, Any]) -> ViT:
         raise UserError(f"{settings['model']} cannot be built: {error}") from error
 
 
+def refuse_size(settings: dict[str, Any]) -> None:
+    """UserError if the model cannot have images of this size; without data, and without memory for weights."""
+    with torch.device("meta"):
+        build_model({**settings, "num_classes": 1})
+
+
 def build_batches(source: data.Source, settings: dict[str, Any], *, train: bool, workers: int | None,
                   device: torch.device) -> data.Batches | DeviceBatches:
     """The training or the test images of a source, for this process."""
@@ -206,10 +218,16 @@ def build_batches(source: data.Source, settings: dict[str, Any], *, train: bool,
         if settings["loader"] == "device":
             return DeviceBatches(dataset, source, augment, device, **options)
         transform = data.augmentation(source, **augment) if augment else data.plain(source)
-    if workers is None:                                         # nothing to decode or augment: no process for it
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        workers = 0 if transform is None else min(16, cores // distributed.count())
+    if transform is None and workers is None:
+        workers = 0                                             # nothing to decode or augment: no process for it
+    workers = choose_workers(workers)
     return data.Batches(dataset, transform, workers=workers, pin_memory=device.type == "cuda", **options)
+
+
+def choose_workers(given: int | None) -> int:
+    """--workers, or this process's share of the machine's cores, at most 16."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(16, cores // distributed.on_this_machine()[1]) if given is None else given
 
 
 def read_config(run: Path) -> dict[str, Any]:
@@ -243,7 +261,10 @@ def train(args: argparse.Namespace, settings: dict[str, Any], source: data.Sourc
     model = build(settings)
     if settings.get("init"):
         init_from(getattr(model, "vit", model), settings["init"])
-    run = start(model, settings, out=out, device=device, amp=amp, compiled=args.compile)
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")              # TF32 for what stays in float32
+    run = start(model, settings, out=out, device=device, amp=amp,
+                compiled=choose_mode(model, settings, device, amp) if args.compile else None)
     if any(out.glob("checkpoint*.pt")):
         run.load()                                              # without one, the run was killed in its first epoch
     position = run.epoch << 32 | run.step
@@ -255,8 +276,6 @@ def train(args: argparse.Namespace, settings: dict[str, Any], source: data.Sourc
     if distributed.is_first():
         config = {"settings": settings, "environment": environment(device), "data_dir": args.data_dir}
         checkpoint.write_text(out / "config.json", json.dumps(config, indent=2) + "\n")
-    if device.type == "cuda":
-        torch.set_float32_matmul_precision("high")              # TF32 for what stays in float32
     mix = data.mixing(settings["num_classes"], mixup=settings["mixup"], cutmix=settings["cutmix"])
     history = fit(run, parts["train"], parts["test"], prepare=prepare_on(device, source), mix=mix,
                   task=task)

@@ -109,11 +109,11 @@ def measure(name: str, device: torch.device, amp: torch.dtype | None, *, batch: 
                "gflop_forward": forward_flops(model, images) / 1e9}
         if label != "mpvg, folded":
             row["kept_mb_per_image"] = kept_for_backward(model, images[:2]) / 2e6
-            run = start(model, CIFAR, out=Path(), device=device, amp=amp, compiled=compiled)
+            run = start(model, CIFAR, out=Path(), device=device, amp=amp, compiled="default" if compiled else None)
             trains[label] = lambda run=run: (run.model.train(), train_step(run, images, labels, lr=1e-4))
             row["peak_mb"] = peak_memory(trains[label], device)
         elif compiled:
-            model.compile()
+            model.compile(dynamic=False)
         infers[label] = lambda model=model: infer(model.eval(), images, device, amp)
         rows.append(row)
     timed = {"train": interleaved(trains, rounds=rounds, device=device),

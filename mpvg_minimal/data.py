@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision import datasets
 from torchvision.transforms import InterpolationMode, v2
 
+from . import distributed
 from .errors import LostLoader, UserError, reason
 from .seeding import generator, seeded
 from .shapes import Shapes
@@ -45,6 +46,7 @@ class Source(NamedTuple):
 CIFAR_STATS = {"cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
                "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762))}
 IMAGE_ENDINGS = datasets.folder.IMG_EXTENSIONS
+SHAPES_STATS = ((0.25, 0.25, 0.25), (0.25, 0.25, 0.25))
 IMAGENET_STATS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
@@ -58,19 +60,23 @@ def open_source(dataset: str, data_dir: str, image_size: int = 224) -> Source:
 def open_shapes() -> Source:
     """The built-in data set: always the same 10,000 training and 2,000 test images."""
     train, test = Shapes("train"), Shapes("test")
-    return Source(train, test, train.classes, train.images.shape[-1], (0.25, 0.25, 0.25), (0.25, 0.25, 0.25))
+    return Source(train, test, train.classes, train.images.shape[-1], *SHAPES_STATS)
 
 
 def open_cifar(name: str, data_dir: str) -> Source:
     """CIFAR-10 or CIFAR-100, downloaded into `data_dir` if it is not there. UserError if it cannot be had."""
     kind, archive = {"cifar10": (datasets.CIFAR10, "cifar-10-python.tar.gz"),
                      "cifar100": (datasets.CIFAR100, "cifar-100-python.tar.gz")}[name]
-    try:
-        train, test = (kind(data_dir, train=split, download=True) for split in (True, False))
-    except (urllib.error.URLError, OSError, RuntimeError) as error:
-        reason = getattr(error, "reason", error)
-        raise UserError(f"{name} is not complete in {data_dir} and could not be downloaded ({reason}): put {archive} "
-                        f"into {data_dir}, or train without a download by --dataset shapes") from error
+
+    def read() -> list[Dataset]:
+        try:
+            return [kind(data_dir, train=split, download=True) for split in (True, False)]
+        except (urllib.error.URLError, OSError, RuntimeError) as error:
+            why = getattr(error, "reason", error)
+            raise UserError(f"{name} is not complete in {data_dir} and could not be downloaded ({why}): put {archive} "
+                            f"into {data_dir}, or train without a download by --dataset shapes") from error
+
+    train, test = distributed.one_first(read)
     return Source(train, test, train.classes, 32, *CIFAR_STATS[name])
 
 
@@ -116,10 +122,15 @@ def augmentation(source: Source, *, scale: list[float], rand_augment: int, erasi
                        v2.PILToTensor(), v2.RandomErasing(erasing, value=colour)])
 
 
+def shorter_side(image_size: int) -> int:
+    """What photographs are resized to before the centre is cropped: 256 for 224."""
+    return round(image_size / 0.875)
+
+
 def plain(source: Source) -> v2.Transform | None:
     """For testing: PIL image -> (3, H, W) uint8, large images by the usual resize and central crop."""
     if isinstance(source.test, datasets.ImageFolder):
-        resize = v2.Resize(round(source.image_size / 0.875), interpolation=InterpolationMode.BICUBIC)
+        resize = v2.Resize(shorter_side(source.image_size), interpolation=InterpolationMode.BICUBIC)
         return v2.Compose([resize, v2.CenterCrop(source.image_size), v2.PILToTensor()])
     return None if isinstance(source.test, Shapes) else v2.PILToTensor()
 
@@ -154,7 +165,7 @@ def file_of(dataset: Dataset, index: int) -> str | None:
 class Keyed(Dataset):
     """dataset[epoch, index] -> (image uint8, label): the epoch travels with the index, also to worker processes.
 
-    image_size, classes: what is expected of every image and label, None: anything.
+    image_size, classes: what is expected of every image and label, see `check`.
     """
 
     def __init__(self, dataset: Dataset, transform: v2.Transform | None, seed: int, *,
@@ -174,12 +185,16 @@ class Keyed(Dataset):
         if self.transform is not None:
             with seeded("image", self.seed, epoch, index):
                 image, label = self.transform(image, label)
-        expected = (3, self.image_size, self.image_size)
-        if self.image_size is not None and tuple(image.shape) != expected:
-            raise UserError(f"{file or f'image {index}'} is of shape {tuple(image.shape)}, expected {expected}")
-        if self.classes is not None and not 0 <= label < self.classes:
-            raise UserError(f"{file or f'image {index}'} has the label {label}, expected 0 to {self.classes - 1}")
+        check(file or f"image {index}", image, label, image_size=self.image_size, classes=self.classes)
         return image, label
+
+
+def check(name: str, image: Tensor, label: int, *, image_size: int | None, classes: int | None) -> None:
+    """UserError for an image of another size, or a label that is no class; None: anything is right."""
+    if image_size is not None and tuple(image.shape) != (3, image_size, image_size):
+        raise UserError(f"{name} is of shape {tuple(image.shape)}, expected {(3, image_size, image_size)}")
+    if classes is not None and not 0 <= label < classes:
+        raise UserError(f"{name} has the label {label}, expected 0 to {classes - 1}")
 
 
 class Batches:

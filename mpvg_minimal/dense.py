@@ -263,6 +263,7 @@ def main() -> None:
         settings["detector"] = {**settings["detector"], "padding": args.padding}
     args.out = args.out or Path("runs") / "{task}_{dataset}_{model}_{pool}_{pe}_seed{seed}".format(**settings)
     out = cli.choose_out(args, settings)
+    cli.refuse_size(settings)
     scale = settings["augment"] and settings["augment"]["scale"]
     source = open_dense(args.task, args.dataset, args.data_dir, settings["image_size"], scale)
     settings |= source.identity()

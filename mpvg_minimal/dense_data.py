@@ -20,14 +20,16 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import datasets, ops, tv_tensors
 from torchvision.transforms import v2
-from torchvision.tv_tensors._dataset_wrapper import VOC_DETECTION_CATEGORIES
 
-from .data import IMAGENET_STATS, Source
-from .errors import UserError
+from .data import IMAGENET_STATS, SHAPES_STATS, Source
+from .errors import UserError, reason
 from .shapes import KINDS, Shapes
 
 IGNORED = 255           # in masks
 MOST = 100              # objects in an image; of more, the largest
+LONG = 500              # letters of a library's complaint: what counts may stand behind a path
+VOC = ["aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
+       "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"]
 FETCH = {
     "voc": "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar (2 GB), so that {0}/VOCdevkit/"
            "VOC2012/JPEGImages is there",
@@ -48,8 +50,7 @@ def open_dense(task: str, dataset: str, data_dir: str, image_size: int, scale: l
         with contextlib.redirect_stdout(io.StringIO()):                     # pycocotools prints
             train, test, classes = OPEN[dataset](task, Path(data_dir))
     except (OSError, RuntimeError, ValueError, KeyError) as error:
-        first = (str(error).splitlines() or [""])[0]
-        raise UserError(f"{dataset} is not complete in {data_dir} ({type(error).__name__}: {first}): fetch "
+        raise UserError(f"{dataset} is not complete in {data_dir} ({reason(error, LONG)}): fetch "
                         + FETCH[dataset].format(data_dir)) from error
     if not len(train) or not len(test):
         raise UserError(f"{data_dir} holds {len(train)} training and {len(test)} test images: fetch "
@@ -69,7 +70,7 @@ def open_shapes(task: str) -> Source:
     train, test = DenseShapes("train", task), DenseShapes("test", task)
     classes = [f"{kind}, {side}" for kind in KINDS for side in ("left", "right")]
     classes = ["background", *classes] if task == "segmentation" else classes
-    return Source(train, test, classes, train.images.shape[-1], (0.25,) * 3, (0.25,) * 3, {"train": None, "test": None})
+    return Source(train, test, classes, train.images.shape[-1], *SHAPES_STATS, {"train": None, "test": None})
 
 
 class DenseShapes(Dataset):
@@ -111,8 +112,7 @@ class Named(Dataset):
         except FileNotFoundError as error:
             raise UserError(f"{error.filename} is missing, but the data set lists it: fetch it again") from error
         except Exception as error:                      # PIL, XML and pycocotools raise a dozen kinds
-            first = (str(error).splitlines() or [""])[0]
-            raise UserError(f"{file} or its annotation cannot be read ({type(error).__name__}: {first})") from error
+            raise UserError(f"{file} or its annotation cannot be read ({reason(error, LONG)})") from error
         size = (image.height, image.width)
         if isinstance(target, dict):
             return image.convert("RGB"), sound(target, size, file)
@@ -151,7 +151,7 @@ def open_voc(task: str, folder: Path) -> tuple[Dataset, Dataset, list[str]]:
     masks = task == "segmentation"
     kind, read = (datasets.VOCSegmentation, voc_mask) if masks else (datasets.VOCDetection, voc_boxes)
     train, val = (Named(kind(folder, year="2012", image_set=split), read, voc_file) for split in ("train", "val"))
-    return train, val, VOC_DETECTION_CATEGORIES[0 if masks else 1:]
+    return train, val, ["background", *VOC] if masks else VOC
 
 
 def voc_file(base: Any, index: int) -> str:
@@ -168,7 +168,7 @@ def voc_boxes(base: Any, index: int) -> tuple[Image.Image, dict[str, Tensor]]:
     objects = [o for o in target["annotation"].get("object", []) if o]      # torchvision gives [] or [[]] for none
     corners = [[float(o["bndbox"][side]) for side in ("xmin", "ymin", "xmax", "ymax")] for o in objects]
     return image, {"boxes": torch.tensor(corners),
-                   "labels": torch.tensor([VOC_DETECTION_CATEGORIES.index(o["name"]) - 1 for o in objects]).long(),
+                   "labels": torch.tensor([VOC.index(o["name"]) for o in objects]).long(),
                    "ignored": torch.tensor([float(o.get("difficult", 0)) for o in objects])}
 
 

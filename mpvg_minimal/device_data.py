@@ -18,8 +18,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional as F
 
-from .data import Batches, Source
-from .errors import UserError
+from .data import Batches, Source, check
 from .seeding import generator
 
 TRIES = 10                                          # torchvision draws a rectangle up to ten times until it fits
@@ -151,13 +150,15 @@ class DeviceBatches:
     def __init__(self, dataset: Dataset, source: Source, augment: dict | None, device: torch.device, **options):
         self.order = Batches(dataset, None, **options).order    # with its shares and checks
         self.batch_size, self.source, self.augment = self.order.batch_size, source, augment
-        pairs = [dataset[index] for index in range(len(dataset))]
-        images = [image if isinstance(image, Tensor) else F.pil_to_tensor(image) for image, _ in pairs]
+        images, labels = [], []
+        for index in range(len(dataset)):
+            image, label = dataset[index]
+            image = image if isinstance(image, Tensor) else F.pil_to_tensor(image)
+            check(f"image {index}", image, label, image_size=source.image_size, classes=len(source.classes))
+            images.append(image)
+            labels.append(label)
         self.images = torch.stack(images).to(device)                                    # (size, 3, H, W) uint8
-        self.labels = torch.tensor([label for _, label in pairs], device=device)        # (size,)
-        if self.labels.min() < 0 or self.labels.max() >= len(source.classes):
-            raise UserError(f"labels go from {self.labels.min()} to {self.labels.max()}, expected 0 to "
-                            f"{len(source.classes) - 1}")
+        self.labels = torch.tensor(labels, device=device)                               # (size,)
 
     def __len__(self) -> int:
         return len(self.order)

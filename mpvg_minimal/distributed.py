@@ -4,6 +4,7 @@
 gloo and tensors on a GPU by NCCL, in one process group.
 """
 import os
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -49,6 +50,13 @@ def is_first() -> bool:
     return rank() == 0
 
 
+def on_this_machine() -> tuple[int, int]:
+    """This process's number among those of its machine, and how many these are."""
+    if not dist.is_initialized():
+        return 0, 1
+    return int(os.environ["LOCAL_RANK"]), int(os.environ.get("LOCAL_WORLD_SIZE", count()))
+
+
 def was_restarted() -> bool:
     """Whether `torchrun --max-restarts` started this process again after a failure."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
@@ -69,6 +77,25 @@ def gathered(value: Any) -> list[Any]:
     values = [None] * count()
     dist.all_gather_object(values, value)
     return values
+
+
+def one_first(function: Callable[[], Any]) -> Any:
+    """function(), which may write files: first in the first process, then in one of each machine, then in the others.
+
+    So what is missing is fetched once, and once on every machine that has a disk of its own. A UserError of one
+    process is raised in all of them, before the next ones begin.
+    """
+    stage, result, error = 0 if is_first() else 1 if os.environ.get("LOCAL_RANK") == "0" else 2, None, None
+    for number in range(3):
+        if number == stage:
+            try:
+                result = function()
+            except UserError as caught:
+                error = caught
+        messages = [message for message in gathered(error and str(error)) if message]
+        if messages:
+            raise error or UserError(messages[0])
+    return result
 
 
 def agree(number: int) -> int:

@@ -35,10 +35,10 @@ class Interrupted(UserError):
         self.exit_code = 128 + signal_number
 
 
-def reason(error: Exception) -> str:
-    """An exception in a few words: its type and the first line of what it says."""
+def reason(error: Exception, length: int = 120) -> str:
+    """An exception in a few words: its type and the first line of what it says, cut to this length."""
     first = (str(error).splitlines() or [""])[0]
-    return f"{type(error).__name__}: {first[:120]}"
+    return f"{type(error).__name__}: {first[:length]}"
 
 
 def lost_loader(error: BaseException | None) -> bool:

@@ -100,12 +100,16 @@ def autocast(device: torch.device, amp: torch.dtype | None) -> torch.autocast:
 
 
 def start(model: nn.Module, settings: dict[str, Any], *, out: Path, device: torch.device,
-          amp: torch.dtype | None = None, compiled: bool = False) -> Run:
-    """Put the model on the device and make its optimizer, loss scaler and averaged copy."""
+          amp: torch.dtype | None = None, compiled: str | None = None) -> Run:
+    """Put the model on the device and make its optimizer, loss scaler and averaged copy.
+
+    compiled: torch.compile's mode, or None.
+    """
     model.to(device)
     ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings["ema"])) if settings["ema"] else None
     if compiled:
-        model.compile()                 # in place, so the names of the parameters stay
+        # in place, so the names of the parameters stay; every size of batch for itself: there are two or three
+        model.compile(mode=compiled, dynamic=False)
     wrapped = model
     if torch.distributed.is_initialized():
         wrapped = DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)

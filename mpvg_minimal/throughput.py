@@ -30,7 +30,8 @@ from .train import train_epoch, train_step
 
 
 def new_run(settings: dict[str, Any], device: torch.device, amp: torch.dtype | None, compiled: bool) -> Run:
-    return start(cli.build_model(settings), settings, out=Path(), device=device, amp=amp, compiled=compiled)
+    return start(cli.build_model(settings), settings, out=Path(), device=device, amp=amp,
+                 compiled="default" if compiled else None)
 
 
 def fixed_batch(settings: dict[str, Any], batch: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

@@ -57,7 +57,7 @@ CASES = {
     "--device": ["cuda", "cuda:0", "cpu:1", "meta", "gpu", "", "-1", None], "--amp": ["bf16", "fp16", "int8", None],
     "--compile": ["=1"], "--out": [None], "--resume": ["=1"], "--dataset": ["mnist", None],
     "--image-size": [*WHOLE, None], "--accumulate": [*WHOLE, None], "--eval": ["nosuch.pt", "", None],
-    "--init": ["nosuch.pt", "", None],
+    "--init": ["nosuch.pt", "", None], "--cache": [None],
 }
 
 
@@ -111,6 +111,14 @@ def test_resume_with_nothing_there(script, nothing_is_built, capsys, tmp_path):
 
 
 @pytest.mark.promise("bad flags")
+@pytest.mark.parametrize("size", ["30", "4"])
+def test_an_image_size_that_the_patch_does_not_divide(size, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "open_source", lambda *_: pytest.fail("too late"))
+    flags = ("--model", "vit_nano", "--image-size", size, "--out", tmp_path)
+    assert f"patch size 8 does not divide image size ({size}, {size})" in one_line(capsys, "train_imagenet", *flags)
+
+
+@pytest.mark.promise("bad flags")
 @pytest.mark.parametrize("script", SCRIPTS)
 @pytest.mark.parametrize("file", ["config.json", "checkpoint.pt", "checkpoint.previous.pt"])
 def test_an_out_that_holds_another_run(script, file, nothing_is_built, capsys, tmp_path):
@@ -137,7 +145,7 @@ def test_an_out_that_cannot_be_written(script, place, nothing_is_built, capsys, 
 @pytest.mark.parametrize("place", ["file", "file/below"])
 def test_a_data_dir_that_cannot_be(flags, place, capsys, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr(cli, "build_model", lambda *_: pytest.fail("too late"))
+    monkeypatch.setattr(cli, "train", lambda *_: pytest.fail("too late"))
     line = one_line(capsys, *flags, "--data-dir", tmp_path / place, "--out", tmp_path / "out")
     assert str(tmp_path / place) in line
 
@@ -273,17 +281,16 @@ class Odd(torch.utils.data.Dataset):
 
 
 @pytest.mark.promise("bad data")
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("loader", [("--workers", 0), ("--workers", 2), ("--loader", "device")])
 @pytest.mark.parametrize("odd, named", [
     (dict(label=16), "image 5 has the label 16, expected 0 to 15"),
     (dict(label=-1), "image 5 has the label -1, expected 0 to 15"),
     (dict(image=torch.zeros(3, 28, 32, dtype=torch.uint8)), "image 5 is of shape (3, 28, 32), expected (3, 32, 32)"),
     (dict(image=torch.zeros(1, 32, 32, dtype=torch.uint8)), "image 5 is of shape (1, 32, 32), expected (3, 32, 32)")])
-def test_labels_and_sizes(tmp_path, odd, named, workers):
+def test_labels_and_sizes(tmp_path, odd, named, loader):
     def fault():
         data.open_shapes = lambda: small_shapes()._replace(train=Odd(**odd))
-    flags = [*SHAPES[1:-1], workers]
-    ended = run("train_cifar", *flags, "--out", tmp_path, fault=fault, timeout=30)
+    ended = run(*SHAPES[:-2], *loader, "--out", tmp_path, fault=fault, timeout=30)
     assert ended.code == 2 and ended.err == f"error: {named}\n"
 
 
@@ -355,8 +362,18 @@ def test_pooling_dataset_and_accumulation_too(finished, nothing_is_built, capsys
     assert "image_size = 32, now it is 64" in line
 
 
-KEYS = [*recipes.SHAPES, "pool", "pe", "pe_init", "seed", "limit", "accumulate", "loader", "dataset", "num_classes",
-        "image_size", "train_images", "classes"]
+@pytest.mark.promise("mismatch")
+@pytest.mark.parametrize("dtype, name", [(torch.bfloat16, "bfloat16"), (torch.float16, "float16")])
+def test_another_precision_is_refused(finished, dtype, name, nothing_is_built, capsys, monkeypatch):
+    """As a GPU would have it: the run was in float32, which is None."""
+    base, _ = finished
+    monkeypatch.setattr(cli, "choose_amp", lambda *_: dtype)
+    line = one_line(capsys, *SHAPES, "--epochs", "1", "--out", base / "shapes", "--resume")
+    assert f"amp = None, now it is '{name}'" in line
+
+
+KEYS = [*recipes.SHAPES, "pool", "pe", "pe_init", "amp", "seed", "limit", "accumulate", "loader", "dataset",
+        "num_classes", "image_size", "train_images", "classes"]
 
 
 @pytest.mark.promise("mismatch")

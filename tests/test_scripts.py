@@ -2,14 +2,20 @@
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
+import time
+import urllib.error
 
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT
 from PIL import Image
+from runs import run_ranks
+
+from mpvg_minimal import data
 
 SCRIPT = {name: str(ROOT / f"train_{name}.py") for name in ("cifar", "imagenet")}
 
@@ -134,6 +140,43 @@ def test_two_processes_give_one_processs_result(tmp_path, folder):
         assert a["top1"] == b["top1"] and a["train_top1"] == b["train_top1"]        # counts are exact
         assert a["train_loss"] == pytest.approx(b["train_loss"], rel=1e-9)
         assert a["test_loss"] == pytest.approx(b["test_loss"], rel=1e-7)            # summed from float32 logits
+
+
+def test_only_one_of_two_processes_downloads(tmp_path):
+    """The second one finds the files whole: it neither fetches them nor reads them half written."""
+    write_cifar10(tmp_path / "there")
+
+    def slow_download():
+        def download(self):
+            place, log = tmp_path / "data" / self.base_folder, tmp_path / "log"
+            if not place.exists():
+                with log.open("a") as file:
+                    file.write("download\n")
+                time.sleep(1)
+                shutil.copytree(tmp_path / "there" / self.base_folder, place)
+        data.datasets.CIFAR10.download = download
+        data.datasets.CIFAR10._check_integrity = data.datasets.CIFAR10._load_meta = lambda self: True
+        data.datasets.CIFAR10.classes = list("0123456789")
+
+    flags = ("--data-dir", tmp_path / "data", "--epochs", 1, "--batch-size", 50, "--model", "vit_nano", "--workers", 0)
+    ends = run_ranks("train_cifar", *flags, "--out", tmp_path / "run", faults=(slow_download,) * 2)
+    assert [end.code for end in ends] == [0, 0], ends
+    assert (tmp_path / "log").read_text() == "download\n"
+
+
+def test_a_download_that_fails_in_one_process_ends_all_with_its_message(tmp_path):
+    def refuse(self):
+        raise urllib.error.URLError("no network in this test")
+
+    def first():
+        data.datasets.CIFAR10.download = refuse
+
+    def second():
+        data.datasets.CIFAR10.download = lambda self: os._exit(9)              # it must not come so far
+
+    ends = run_ranks("train_cifar", "--data-dir", tmp_path, "--out", tmp_path / "run", faults=(first, second))
+    for end in ends:
+        assert (end.code, end.err.count("\n")) == (2, 1) and "no network in this test" in end.err, end
 
 
 def test_cifar_that_cannot_be_had_is_one_line_with_both_ways_on(tmp_path):

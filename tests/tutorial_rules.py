@@ -29,7 +29,7 @@ LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
 QUOTE_LABEL = re.compile(r"^From \[`([\w/.]+)`\]\(\.\./([\w/.]+)\), `([\w.]+)`:$")
 LANGUAGES = ("python", "text", "py", "bash")
 QUOTED_LINES = 15
-FIGURE_BYTES = 60_000
+FIGURE_BYTES = 80_000
 
 
 class Fence(NamedTuple):

@@ -59,14 +59,14 @@ def skip_after_failure(example: Example) -> None:
 
 
 def set_up(namespace: dict) -> None:
-    namespace["__name__"], namespace["left"] = "__main__", (os.getcwd(), torch.get_num_threads())
+    namespace["__name__"], namespace["to restore"] = "__main__", (os.getcwd(), torch.get_num_threads())
     os.chdir(ROOT)
     torch.set_num_threads(1)
     torch.manual_seed(0)
 
 
 def tear_down(namespace: dict) -> None:
-    folder, threads = namespace["left"]
+    folder, threads = namespace["to restore"]
     os.chdir(folder)
     torch.set_num_threads(threads)
 

@@ -73,6 +73,15 @@ def table(runs: list[dict[str, Any]], groups: dict[str, dict[str, Any]], *, comm
     return "\n".join([*lines, "", f"`{command}`; {'; '.join(origins(runs))}.", ""])
 
 
+def short_table(runs: list[dict[str, Any]]) -> str:
+    """Markdown for the README: top-1 by schedule and pooling."""
+    lines = ["| schedule | class token | GAP |", "|---|---|---|"]
+    for pe in ("none", "once", "lape", "pvg", "mpvg"):
+        columns = [[run["top1"] for run in runs if run["cell"] == f"{pool} {pe}"] for pool in ("cls", "gap")]
+        lines.append(f"| `{pe}` | {' | '.join(mean_and_error(values) for values in columns)} |")
+    return "\n".join(lines)
+
+
 def origins(runs: list[dict[str, Any]]) -> list[str]:
     """Where the runs come from: model, data, epochs; machine and commit. One line for each that differs."""
     lines = set()

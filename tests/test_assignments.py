@@ -1,0 +1,329 @@
+"""The assignments: their tests tell right from wrong, the grader survives what it grades, the archive holds no answer.
+
+The instructor's check runs in this process. The grader's own faults are tried on an assignment of three functions that
+needs no torch, so that each of its processes takes a fraction of a second; only the archive is graded in full.
+"""
+import ast
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+ASSIGNMENTS = ROOT / "tutorials" / "assignments"
+sys.path.append(str(ASSIGNMENTS / "instructor"))
+
+import check  # noqa: E402
+import grade  # noqa: E402
+import handout  # noqa: E402
+from mutants import MUTANTS  # noqa: E402
+
+NAMES = ["a1_patchify", "a2_equivariance_and_pe", "a3_lape_delivery", "a4_mpvg", "a5_counterbalance", "a6_folding"]
+each = pytest.mark.parametrize("assignment", NAMES)
+
+
+def test_these_are_the_assignments():
+    assert grade.assignments() == NAMES
+    assert sorted(path.name for path in (ASSIGNMENTS / "instructor" / "solutions").iterdir()) == NAMES
+    assert {mutant.file for mutant in MUTANTS} == {f"{name}/{grade.named_file(name)}" for name in NAMES}
+
+
+# The instructor's check
+
+@each
+def test_solutions_pass_stubs_fail_and_every_mutant_is_found(assignment):
+    wrong, killed = check.check(assignment)
+    assert not wrong
+    assert len(killed) >= 8
+    for mutant, failed in killed:
+        message = failed[mutant.test]
+        assert re.fullmatch(r"got       .+\nexpected  .+\nhint      .+", message) or re.match(r"\w+Error: ", message)
+
+
+A4 = [mutant for mutant in MUTANTS if mutant.file == "a4_mpvg/last_norm.py"]
+HARMLESS = A4[0]._replace(mistake="no mistake", wrong=f"{A4[0].right}  # the same")
+UNNOTICED = A4[0]._replace(test="test_gap")
+
+
+@pytest.mark.parametrize("mutants, complaint", [
+    ([*A4, HARMLESS], "'no mistake' passes"),
+    ([*A4, UNNOTICED], f"'{UNNOTICED.mistake}' passes test_gap"),
+    ([mutant for mutant in A4 if mutant.test != "test_gap"], "test_gap fails for no mutant")])
+def test_the_check_complains(mutants, complaint, monkeypatch):
+    monkeypatch.setattr(check, "MUTANTS", mutants)
+    wrong, _ = check.check("a4_mpvg")
+    assert len(wrong) == 1 and complaint in wrong[0]
+
+
+def test_the_check_finds_a_wrong_solution_and_a_written_stub(monkeypatch, tmp_path):
+    solution = ASSIGNMENTS / "instructor" / "solutions" / "a4_mpvg" / "last_norm.py"
+    (tmp_path / "a4_mpvg").mkdir()
+    (tmp_path / "a4_mpvg" / "last_norm.py").write_text(solution.read_text().replace("y.mean(dim=1)", "y.mean(dim=0)"))
+    with monkeypatch.context() as patch:
+        patch.setattr(check, "SOLUTIONS", tmp_path)
+        patch.setattr(check, "MUTANTS", [])
+        assert [problem.split(":")[0] for problem in check.check("a4_mpvg")[0][:2]] == [
+            "the solution fails test_gap", "the solution fails test_classify"]
+    shutil.copytree(ASSIGNMENTS, tmp_path / "assignments")
+    shutil.copy(solution, tmp_path / "assignments" / "a4_mpvg")
+    monkeypatch.setattr(check, "ASSIGNMENTS", tmp_path / "assignments")
+    assert len(check.written("a4_mpvg")) == 7 and not check.written("a5_counterbalance")
+    monkeypatch.setattr(sys, "argv", ["handout.py", str(tmp_path / "out.zip")])
+    with pytest.raises(SystemExit, match="2"):
+        handout.main()
+    assert not (tmp_path / "out.zip").exists()
+
+
+@pytest.mark.parametrize("right", ["no such text", "self"])
+def test_a_mutant_has_exactly_one_place(right):
+    with pytest.raises(ValueError, match="places with"):
+        check.mutated(MUTANTS[-1]._replace(file="a4_mpvg/last_norm.py", right=right))
+
+
+@each
+def test_points_are_those_of_the_readme(assignment):
+    readme = (ASSIGNMENTS / assignment / "README.md").read_text()
+    promised = {part: int(points) for part, points in re.findall(r"^\| (\d) \|.*\| (\d+) \|$", readme, re.MULTILINE)}
+    given = dict.fromkeys(promised, 0)
+    for entry in grade.tests_of(assignment).values():
+        given[re.match(r"part (\d): ", entry["what"])[1]] += entry["points"]
+    assert given == promised and sum(given.values()) == 10
+    assert readme.count("<details>") == readme.count("</details>") >= 3
+
+
+@each
+def test_a_stub_is_its_solution_without_the_answers(assignment):
+    """Names, arguments, docstrings: a student's file is called as the solution is."""
+    def outline(file: Path) -> list[str]:
+        return [f"{node.name} {ast.unparse(getattr(node, 'args', ast.Pass()))} {ast.get_docstring(node)}"
+                for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.ClassDef | ast.FunctionDef)]
+    file = f"{assignment}/{grade.named_file(assignment)}"
+    assert outline(ASSIGNMENTS / file) == outline(ASSIGNMENTS / "instructor" / "solutions" / file)
+
+
+# The archive
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory):
+    """The archive, unpacked as a student would."""
+    folder = tmp_path_factory.mktemp("handout")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["handout.py", str(folder / "out.zip")])
+        handout.main()
+    with zipfile.ZipFile(folder / "out.zip") as packed:
+        packed.extractall(folder / "unpacked")
+    return folder / "unpacked"
+
+
+def text_without_spaces(text: str) -> str:
+    return re.sub(r"\s+", "", text)
+
+
+def answers() -> dict[str, str]:
+    """Every line of a solution that its stub does not have, without spaces and comment -> the file."""
+    lines = {}
+    for name in NAMES:
+        file = f"{name}/{grade.named_file(name)}"
+        stub = (ASSIGNMENTS / file).read_text()
+        for line in (ASSIGNMENTS / "instructor" / "solutions" / file).read_text().splitlines():
+            line = line.split("  #")[0].strip()
+            if line not in stub and len(text_without_spaces(line)) >= 15:
+                lines[text_without_spaces(line)] = file
+    return lines
+
+
+def test_the_archive_holds_no_answer(archive):
+    files = {path.relative_to(archive).as_posix(): path for path in archive.rglob("*") if path.is_file()}
+    expected = {"LICENSE", "requirements.txt", *(f"tutorials/assignments/{file}" for file in (
+        "README.md", "conftest.py", "expect.py", "grade.py",
+        *(f"{name}/{file}" for name in NAMES for file in ("README.md", grade.named_file(name),
+                                                          f"test_{grade.named_file(name)}"))))}
+    assert set(files) == expected
+    assert len(answers()) > 50
+    for name, path in files.items():
+        text = text_without_spaces(path.read_text())
+        assert not [line for line in answers() if line in text], name
+        assert not re.search(r"^\s*(from|import) (mpvg_minimal|check|mutants)", path.read_text(), re.MULTILINE), name
+    assert re.fullmatch(r"torch>=\S+\npytest>=\S+\n", files["requirements.txt"].read_text())
+
+
+def shell(*command: str | Path, cwd: Path) -> subprocess.CompletedProcess:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    return subprocess.run([sys.executable, *map(str, command)], cwd=cwd, env=environment, capture_output=True,
+                          text=True, timeout=300)
+
+
+def test_solutions_get_full_marks_in_the_archive(archive, tmp_path):
+    done = shell("tutorials/assignments/grade.py", "--impl", ASSIGNMENTS / "instructor" / "solutions", "--results",
+                 tmp_path / "results.json", cwd=archive)
+    assert done.returncode == 0 and done.stdout.splitlines()[-1] == " 60 of 60   in all", done.stdout + done.stderr
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["score"] == sum(test["max_score"] for test in results["tests"]) == 60
+    assert all(test["status"] == "passed" and test["output"] == "" for test in results["tests"])
+
+
+def test_a_student_starts_with_0_points_and_no_crash(archive):
+    done = shell("-m", "pytest", "-p", "no:cacheprovider", "tutorials/assignments/a4_mpvg", cwd=archive)
+    assert done.returncode == 1 and "Traceback" not in done.stdout + done.stderr
+    assert re.findall(r"^not written yet: (part \d): ", done.stdout, re.MULTILINE) == [
+        f"part {part}" for part in (1, 1, 2, 2, 3, 3, 4)]
+    table = done.stdout.split("points of a4_mpvg")[1].splitlines()[1:]
+    assert len(table) == 9 and table[-2] == "  0 of 10   in all" and "7 failed" in table[-1]
+    assert all(re.match(r"  0 of  [12]   part \d: ", row) for row in table[:-2])
+
+
+def test_the_plain_run_leaves_the_stubs_out():
+    done = shell("-m", "pytest", "-p", "no:cacheprovider", "--collect-only", "-q", "tutorials", cwd=ROOT)
+    assert done.returncode == 0 and "01_" in done.stdout and "assignments" not in done.stdout
+    done = shell("-m", "pytest", "-p", "no:cacheprovider", "--collect-only", "-q", "tutorials/assignments", cwd=ROOT)
+    assert done.returncode == 0
+    assert done.stdout.count("::test_") == sum(len(grade.tests_of(name)) for name in NAMES)
+
+
+# The grader
+
+TESTS = '''
+import pytest
+from expect import equal
+
+
+@pytest.mark.points(1)
+def test_one(student):
+    """part 1: one"""
+    equal(student.one(), 1, "one()", "count")
+
+
+@pytest.mark.points(2)
+def test_two(student):
+    """part 2: two"""
+    equal(student.two(), 2, "two()", "count")
+
+
+@pytest.mark.points(4)
+def test_three(student):
+    """part 3: three"""
+    equal(student.three(), 3, "three()", "count")
+'''
+ANSWERS = "def one():\n    return 1\n\ndef two():\n    return 2\n\ndef three():\n    return 3\n"
+
+
+@pytest.fixture
+def course(tmp_path):
+    """A folder of assignments with one in it, that needs no torch; its submissions are in tmp_path/submission."""
+    (tmp_path / "course" / "a0_count").mkdir(parents=True)
+    (tmp_path / "submission").mkdir()
+    for name in ("conftest.py", "expect.py", "grade.py"):
+        shutil.copy(ASSIGNMENTS / name, tmp_path / "course")
+    (tmp_path / "course" / "a0_count" / "test_count.py").write_text(TESTS)
+    (tmp_path / "course" / "a0_count" / "count.py").write_text(ANSWERS)
+    return tmp_path / "course"
+
+
+def graded(course: Path, submission: str | None, timeout: float = 60) -> tuple[list[int], list[str]]:
+    """(points for the three tests, what is said of them)."""
+    impl = course.parent / "submission"
+    if submission is not None:
+        (impl / "count.py").write_text(submission)
+    results = list(grade.grade(["a0_count"], impl, timeout=timeout, folder=course).values())
+    return [entry["points"] * entry["passed"] for entry in results], [entry["output"] for entry in results]
+
+
+def two(body: str) -> str:
+    """All right, but for what two() does."""
+    return ANSWERS.replace("    return 2\n", f"    {body}\n")
+
+
+SUBMISSIONS = {                                     # name: (the file, points, what is said of test_two)
+    "right": (ANSWERS, [1, 2, 4], ""),
+    "wrong": (two("return 3"), [1, 0, 4], "got       two(): 3\nexpected  2\nhint      count"),
+    "error": (two("return 1 / 0"), [1, 0, 4], "Error: division by zero\n          count.py, line 5: return 1 / 0"),
+    "not written": (two("raise NotImplementedError('part 2: two')"), [1, 0, 4], "not written yet: part 2: two"),
+    "renamed": (ANSWERS.replace("two", "zwei"), [1, 0, 4], "no two in count.py"),
+    "sys.exit": (two("import sys; sys.exit(0)"), [1, 0, 4], "SystemExit: 0"),
+    "os._exit": (two("import os; os._exit(0)"), [1, 0, 4], "the process ended by itself, exit code 0"),
+    "crash": (two("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)"), [1, 0, 4], "exit code -11"),
+    "kills its group": (two("import os, signal; os.killpg(0, signal.SIGTERM)"), [1, 0, 4], "exit code -15"),
+    "KeyboardInterrupt": (two("raise KeyboardInterrupt"), [1, 0, 4], "the process ended by itself, exit code 2"),
+    "pytest.exit": (two("import pytest; pytest.exit('enough', 0)"), [1, 0, 4], "ended by itself, exit code 0"),
+    "pytest.skip": (two("import pytest; pytest.skip('too hard')"), [1, 0, 4], "too hard"),
+    "pytest.xfail": (two("import pytest; pytest.xfail('too hard')"), [1, 0, 4], "too hard"),
+    "says it passed": (two("print('= 3 passed =' * 10 ** 6)"), [1, 0, 4], "two(): None"),
+    "prints on and on": (two("print('no end of it' * 10 ** 7); return 2"), [1, 0, 4], "File too large"),
+    "recursion": (two("return two()"), [1, 0, 4], "RecursionError"),
+    "replaces pytest.fail": ("import pytest\npytest.fail = print\n" + two("return 3"), [1, 0, 4], "two(): 3"),
+    "replaces the comparison": ("import expect\nexpect.equal = expect.fail = print\n" + two("return 3"), [1, 0, 4],
+                                "two(): 3"),
+    "no file": (None, [0, 0, 0], "count.py does not import: FileNotFoundError"),
+    "syntax": (ANSWERS.replace("one()", "one("), [0, 0, 0], "count.py does not import: SyntaxError"),
+    "no text": ("\0" + ANSWERS, [0, 0, 0], "count.py does not import: SyntaxError"),
+    "import": ("import no_such_module\n" + ANSWERS, [0, 0, 0], "does not import: ModuleNotFoundError"),
+    "sys.exit at once": ("import sys\nsys.exit()\n" + ANSWERS, [0, 0, 0], "does not import: SystemExit"),
+    "os._exit at once": ("import os\nos._exit(0)\n" + ANSWERS, [0, 0, 0], "the process ended by itself, exit code 0"),
+    "skip at once": ("import pytest\npytest.skip('no', allow_module_level=True)\n", [0, 0, 0], "no"),
+}
+
+
+@pytest.mark.parametrize("name", SUBMISSIONS)
+def test_whatever_a_submission_does_the_other_tests_count(course, name):
+    submission, points, said = SUBMISSIONS[name]
+    got, outputs = graded(course, submission)
+    assert got == points, outputs
+    assert said in outputs[1]
+    assert all(output for output, score in zip(outputs, got) if not score)
+
+
+def test_an_endless_loop_is_stopped_and_the_other_tests_count(course):
+    began = time.monotonic()
+    points, outputs = graded(course, two("while True: pass"), timeout=4)
+    assert points == [1, 0, 4] and "still running after 4 s" in outputs[1]
+    assert time.monotonic() - began < 60
+
+
+def test_nothing_that_a_submission_started_goes_on(course, tmp_path):
+    left = two(f"import subprocess; subprocess.Popen(['sh', '-c', 'sleep 2; touch {tmp_path}/alive']); return 2")
+    assert graded(course, left)[0] == [1, 2, 4]
+    time.sleep(2.5)
+    assert not (tmp_path / "alive").exists()
+
+
+def test_only_the_named_file_is_taken(course):
+    impl = course.parent / "submission"
+    (impl / "conftest.py").write_text("raise SystemExit('a conftest.py of the submission')\n")
+    (impl / "test_count.py").write_text("raise SystemExit('tests of the submission')\n")
+    (impl / "expect.py").write_text("def equal(*_): pass\n")
+    (impl / "pytest.ini").write_text("[pytest]\naddopts = --no-such-option\n")
+    assert graded(course, two("return 3"))[0] == [1, 0, 4]
+    (impl / "count.py").unlink()
+    (impl / "a0_count").mkdir()
+    (impl / "a0_count" / "count.py").write_text(ANSWERS)              # a folder for each assignment will do as well
+    assert graded(course, None)[0] == [1, 2, 4]
+
+
+def test_results_in_gradescopes_format_also_if_the_file_does_not_import(course, tmp_path):
+    (course.parent / "submission" / "count.py").write_text("import no_such_module\n")
+    done = shell(course / "grade.py", "a0_count", "--impl", course.parent / "submission", "--results",
+                 tmp_path / "results.json", cwd=tmp_path)
+    assert done.returncode == 0 and done.stdout.endswith("  0 of  7   in all\n"), done.stderr
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["score"] == 0 and isinstance(results["execution_time"], int)
+    assert [(test["name"], test["score"], test["max_score"], test["status"]) for test in results["tests"]] == [
+        (f"a0_count, part {n}: {word}", 0, points, "failed") for n, word, points in
+        ((1, "one", 1), (2, "two", 2), (3, "three", 4))]
+    assert all("No module named 'no_such_module'" in test["output"] for test in results["tests"])
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["a9_none"], "no assignment is called a9_none: choose from a1_patchify, "),
+    (["a4_mpvg", "--impl", "no_such_folder"], "--impl no_such_folder is no folder"),
+    (["a4_mpvg", "--results", "no_such_folder/results.json"], "its folder does not exist")])
+def test_a_wrong_argument_is_named(arguments, message, capsys):
+    with pytest.raises(SystemExit) as end:
+        grade.main(arguments)
+    assert end.value.code == 2 and message in capsys.readouterr().err
