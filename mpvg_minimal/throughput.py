@@ -21,7 +21,8 @@ from typing import Any
 
 import torch
 
-from . import cli, data, distributed, recipes
+from . import cache, cli, data, distributed, recipes
+from .compiling import choose_mode
 from .cost import forward_flops, interleaved, synchronize
 from .errors import UserError, one_line_errors
 from .interrupt import Interrupt
@@ -30,8 +31,9 @@ from .train import train_epoch, train_step
 
 
 def new_run(settings: dict[str, Any], device: torch.device, amp: torch.dtype | None, compiled: bool) -> Run:
-    return start(cli.build_model(settings), settings, out=Path(), device=device, amp=amp,
-                 compiled="default" if compiled else None)
+    model = cli.build_model(settings).to(device)
+    mode = choose_mode(model, settings, device, amp) if compiled else None
+    return start(model, settings, out=Path(), device=device, amp=amp, compiled=mode)
 
 
 def fixed_batch(settings: dict[str, Any], batch: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -72,6 +74,8 @@ def real_over_synthetic(settings: dict[str, Any], device: torch.device, args: ar
                         amp: torch.dtype | None) -> dict:
     """A real epoch of `limit` images, then the same number of steps on one batch; the loader is warmed up first."""
     source = data.open_source(settings["dataset"], args.data_dir, settings["image_size"])
+    if args.cache:
+        source = cache.cached(source, args.cache, limit=args.limit, workers=cli.choose_workers(args.workers))
     real = cli.build_batches(source, settings, train=True, workers=args.workers, device=device)
     batch = tuple(part.to(device) for part in next(iter(real.epoch())))
     run = new_run(settings, device, amp, args.compile)
@@ -132,6 +136,7 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=["limit", "data", "batch"])
     cli.add_flags(parser, models=list(cli.SIZES))
     parser.add_argument("--dataset", choices=["shapes", "cifar10", "cifar100", "imagenet"], default="shapes")
+    parser.add_argument("--cache", type=Path, metavar="DIR", help="for --dataset imagenet, as in train_imagenet.py")
     parser.add_argument("--sizes", nargs="+", type=cli.number(int, least=1), default=[128, 256, 512, 1024, 2048, 4096])
     parser.add_argument("--matrix", type=cli.number(int, least=1), default=2048, help="side of the product, on CPU")
     parser.add_argument("--rounds", type=cli.number(int, least=1), default=5)
@@ -139,6 +144,8 @@ def main() -> None:
     args = parser.parse_args()
     if "processes" in args.parts and "LOCAL_RANK" not in os.environ:
         raise UserError("--parts processes compares processes: start it by torchrun --nproc-per-node 2")
+    if args.cache and args.dataset != "imagenet":
+        raise UserError(f"--cache {args.cache} is for --dataset imagenet, not for {args.dataset}")
     device = distributed.start(cli.choose_device(args.device, args.amp))
     recipe = {"shapes": recipes.SHAPES, "imagenet": recipes.IMAGENET}.get(args.dataset, recipes.CIFAR)
     size, classes = (224, 1000) if args.dataset == "imagenet" else (32, 100)

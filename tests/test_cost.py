@@ -56,11 +56,15 @@ def test_a_repeated_batch_stands_in_for_a_loader():
     assert len(batches) == 5 and list(batches.epoch(3, start=2)) == [("images", "labels")] * 3
 
 
-def test_the_command_measures_every_schedule_and_the_folded_model(tmp_path):
+@pytest.mark.parametrize("flags, name", [
+    ([], "cost_cpu.json"), pytest.param(["--compile"], "cost_cpu_compiled.json", marks=pytest.mark.slow)])
+def test_the_command_measures_every_schedule_and_the_folded_model(tmp_path, flags, name):
     command = [sys.executable, "-m", "mpvg_minimal.cost", "--models", "vit_nano", "--batch", "2", "--rounds", "1"]
-    done = subprocess.run([*command, "--out", tmp_path], cwd=ROOT, capture_output=True, text=True, timeout=200)
+    done = subprocess.run([*command, *flags, "--out", tmp_path], cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
-    result = json.loads((tmp_path / "cost_cpu.json").read_text())
+    assert "recompile_limit" not in done.stderr             # past it, candidates would run eagerly
+    result = json.loads((tmp_path / name).read_text())
+    assert all(row["compiled"] == bool(flags) for row in result["rows"])
     rows = {row["variant"]: row for row in result["rows"]}
     assert set(rows) == {*cost.SCHEDULES, "mpvg, folded"}
     assert rows["once"]["train_ratio"] == rows["once"]["inference_ratio"] == 1.0

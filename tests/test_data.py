@@ -1,4 +1,5 @@
 import hashlib
+import os
 import pickle
 import tarfile
 import urllib.error
@@ -13,6 +14,7 @@ from torch.utils.data import Dataset
 from torchvision import datasets
 from torchvision.transforms import v2
 
+from mpvg_minimal import cli, distributed
 from mpvg_minimal.data import (
     Batches,
     Source,
@@ -456,6 +458,19 @@ def test_folders_of_another_form_are_refused(tmp_path, spoil):
 def test_hidden_files_are_passed_over(tmp_path):
     (write_folders(tmp_path) / "train" / "dog" / ".DS_Store").touch()
     assert len(open_imagenet(str(tmp_path)).train) == 8
+
+
+def test_the_default_number_of_workers_is_a_share_of_this_machines_cores(monkeypatch):
+    """32 processes on 4 machines of 128 cores: 16 each, not 4."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(128), raising=False)
+    monkeypatch.setattr(distributed.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(distributed.dist, "get_world_size", lambda: 32)
+    for name, value in (("LOCAL_RANK", "3"), ("LOCAL_WORLD_SIZE", "8")):
+        monkeypatch.setenv(name, value)
+    assert distributed.on_this_machine() == (3, 8)
+    assert (cli.choose_workers(None), cli.choose_workers(0), cli.choose_workers(50)) == (16, 0, 50)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "32")
+    assert cli.choose_workers(None) == 4
 
 
 # Images and labels without sense
