@@ -108,7 +108,7 @@ def measure(name: str, device: torch.device, amp: torch.dtype | None, *, batch: 
                "parameters": sum(p.numel() for p in model.parameters()),
                "gflop_forward": forward_flops(model, images) / 1e9}
         if label != "mpvg, folded":
-            row["kept_mb_per_image"] = kept_for_backward(model, images[:2]) / 2e6
+            row["kept_mb_per_image"] = kept_for_backward(model, images) / batch / 1e6
             run = start(model, CIFAR, out=Path(), device=device, amp=amp, compiled="default" if compiled else None)
             trains[label] = lambda run=run: (run.model.train(), train_step(run, images, labels, lr=1e-4))
             row["peak_mb"] = peak_memory(trains[label], device)

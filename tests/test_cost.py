@@ -38,6 +38,16 @@ def test_kept_for_backward_counts_each_tensor_once_and_no_parameter():
     assert cost.kept_for_backward(two, x) == (4 * 8 + 4 * 16) * 4       # the sigmoid's output is the next one's input
 
 
+def test_what_mpvg_keeps_for_backward_does_not_grow_with_the_batch():
+    """p_1 ... p_(L-2), a mean and a deviation of each row for L LayerNorms; p_0 is a parameter."""
+    N, D, L = 64, 256, 7
+    once, mpvg = vit_lite(pe="once"), vit_lite(pe="mpvg")
+    for batch in (1, 3):
+        images = torch.randn(batch, 3, 32, 32)
+        more = cost.kept_for_backward(mpvg, images) - cost.kept_for_backward(once, images)
+        assert more == 4 * ((L - 2) * N * D + L * 2 * N)
+
+
 def test_rounds_take_turns_after_two_to_warm_up():
     calls = []
     seconds = cost.interleaved({name: lambda name=name: calls.append(name) for name in "ab"}, rounds=3, device=CPU)
@@ -59,7 +69,7 @@ def test_a_repeated_batch_stands_in_for_a_loader():
 @pytest.mark.parametrize("flags, name", [
     ([], "cost_cpu.json"), pytest.param(["--compile"], "cost_cpu_compiled.json", marks=pytest.mark.slow)])
 def test_the_command_measures_every_schedule_and_the_folded_model(tmp_path, flags, name):
-    command = [sys.executable, "-m", "mpvg_minimal.cost", "--models", "vit_nano", "--batch", "2", "--rounds", "1"]
+    command = [sys.executable, "-m", "mpvg_minimal.cost", "--models", "vit_nano", "--batch", "3", "--rounds", "1"]
     done = subprocess.run([*command, *flags, "--out", tmp_path], cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert "recompile_limit" not in done.stderr             # past it, candidates would run eagerly
@@ -71,6 +81,8 @@ def test_the_command_measures_every_schedule_and_the_folded_model(tmp_path, flag
     assert all(row["inference_images_per_second"] > 0 for row in rows.values())
     assert rows["mpvg"]["parameters"] == sum(p.numel() for p in vit_nano(pe="mpvg").parameters())
     assert "train_ratio" not in rows["mpvg, folded"]
+    kept = cost.kept_for_backward(vit_nano(pe="mpvg"), torch.randn(3, 3, 32, 32))
+    assert rows["mpvg"]["kept_mb_per_image"] == pytest.approx(kept / 3e6)
     assert cost.table(result["rows"]) in done.stdout
 
 
