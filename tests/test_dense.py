@@ -294,7 +294,8 @@ def test_init_takes_a_classifiers_weights_and_refuses_a_dense_runs(tmp_path):
     (["--task", "segmentation", "--padding", "zeros"], "--padding zeros is for --task detection"),
     (["--task", "detection", "--image-size", "64"], "drawn at 32"), ([], "--task"),
     (["--task", "detection", "--loader", "device"], "--loader device"),
-    (["--task", "detection", "--dataset", "coco", "--image-size", "30", "--model", "vit_nano"], "coco")])
+    (["--task", "detection", "--dataset", "coco", "--image-size", "30", "--model", "vit_nano"], "does not divide"),
+    (["--task", "detection", "--dataset", "coco", "--image-size", "32", "--model", "vit_nano"], "coco")])
 def test_flags_that_make_no_sense_are_one_line(flags, needle, tmp_path):
     done = run(DENSE, *flags, "--out", tmp_path / "run", "--data-dir", tmp_path / "none", fault=small)
     assert done.code == 2 and done.err.count("\n") == 1 and needle in done.err, done.err
