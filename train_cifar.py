@@ -3,7 +3,7 @@
     python train_cifar.py --gap --mpvg --dataset shapes     nothing to download; about half a minute on two CPU cores
     python train_cifar.py --gap --mpvg                      CIFAR-10, ViT-Lite, the published recipe of 300 epochs
 """
-from mpvg_minimal import cli, data, distributed, recipes
+from mpvg_minimal import assemble, cli, data, distributed, recipes
 from mpvg_minimal.errors import one_line_errors
 
 
@@ -17,7 +17,7 @@ def main() -> None:
     settings = cli.settings_of(args, device, recipe, dataset=args.dataset)
     out = cli.choose_out(args, settings)
     source = data.open_source(args.dataset, args.data_dir)
-    cli.train(args, settings | source.identity(), source, out, device)
+    assemble.train(args, settings | source.identity(), source, out, device)
     distributed.stop()
 
 

@@ -11,7 +11,7 @@ processes, so the recipe is the same everywhere. Accuracy and hours on ImageNet:
 import argparse
 from pathlib import Path
 
-from mpvg_minimal import cache, checkpoint, cli, data, distributed, recipes
+from mpvg_minimal import assemble, cache, checkpoint, cli, data, distributed, recipes
 from mpvg_minimal.errors import one_line_errors
 from mpvg_minimal.run import autocast
 from mpvg_minimal.train import evaluate
@@ -41,9 +41,9 @@ def test(args: argparse.Namespace, device) -> None:
     classes = {key: source.identity()[key] for key in ("num_classes", "classes")}
     checkpoint.refuse_other_settings({key: saved["settings"].get(key) for key in classes}, classes)
     settings = saved["settings"] | {"limit": args.limit}
-    batches = cli.build_batches(source, settings, train=False, workers=args.workers, device=device)
+    batches = assemble.build_batches(source, settings, train=False, workers=args.workers, device=device)
     amp = cli.choose_amp(args.amp, device)
-    loss, top1 = evaluate(cli.load_model(saved).to(device), batches, prepare=cli.prepare_on(device, source),
+    loss, top1 = evaluate(assemble.load_model(saved).to(device), batches, prepare=assemble.prepare_on(device, source),
                           device=device, autocast=autocast(device, amp))
     if distributed.is_first():
         print(f"test loss: {loss:.4f}\ntest accuracy: {top1:.2f} %")
@@ -59,11 +59,11 @@ def main() -> None:
         settings = cli.settings_of(args, device, recipes.IMAGENET, dataset="imagenet", image_size=size,
                                    cache=data.shorter_side(size) if args.cache else None, **cli.settings_of_init(args))
         out = cli.choose_out(args, settings)
-        cli.refuse_size(settings)
+        assemble.refuse_size(settings)
         source = data.open_source("imagenet", args.data_dir, settings["image_size"])
         if args.cache:
             source = cache.cached(source, args.cache, limit=args.limit, workers=cli.choose_workers(args.workers))
-        cli.train(args, settings | source.identity(), source, out, device)
+        assemble.train(args, settings | source.identity(), source, out, device)
     distributed.stop()
 
 

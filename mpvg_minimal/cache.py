@@ -20,7 +20,8 @@ from torchvision.transforms.v2 import functional as F
 from tqdm import tqdm
 
 from . import distributed
-from .data import Batches, Keyed, Source, shorter_side, take
+from .batches import Batches, Keyed
+from .data import Source, shorter_side, take
 from .errors import UserError, reason
 
 QUALITY = 95            # of the JPEGs; they are about half as large as ImageNet's

@@ -6,6 +6,7 @@ damaged one never takes the place of a good one: `torch.load` accepts flipped bi
 is a zip, and a zip holds a checksum for every part. And `weights_only=True` everywhere: an ordinary pickle runs
 whatever code its author put into it, this loads tensors and plain types only, so only these are saved.
 """
+import json
 import os
 import sys
 import zipfile
@@ -113,3 +114,11 @@ def refuse_other_settings(saved: dict[str, Any], now: dict[str, Any], *, may_dif
         if key not in may_differ and saved.get(key) != now.get(key):
             raise UserError(f"the run was started with {key} = {saved.get(key)!r}, now it is "
                             f"{now.get(key)!r}: give the same, or start a new run in another --out")
+
+
+def read_config(run: Path) -> dict[str, Any]:
+    """RUN/config.json. UserError if the folder holds no run."""
+    try:
+        return json.loads((run / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{run} holds no run: config.json is missing or damaged ({type(error).__name__})") from error

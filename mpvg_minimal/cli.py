@@ -1,28 +1,18 @@
-"""What the two training scripts share: the flags, the settings they make, and the way from settings to a run.
+"""What the two training scripts share: the flags, and the settings that they make.
 
 A flag that is not given leaves the recipe's value (recipes.py). What a run was told is its `settings`: plain types,
-kept in OUT/config.json and in every checkpoint, and compared when a run is resumed.
+kept in OUT/config.json and in every checkpoint, and compared when a run is resumed. What becomes of them: assemble.py.
 """
 import argparse
-import json
 import math
 import os
-import platform
-import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-import torchvision
 
-from . import checkpoint, data, distributed, plots
-from .compiling import choose_mode
-from .device_data import DeviceBatches
+from . import checkpoint, distributed
 from .errors import UserError
-from .run import Run, start
-from .train import CLASSIFICATION, Task, fit
-from .vit import SIZES, ViT, resize_pe
 
 
 class Parser(argparse.ArgumentParser):
@@ -111,22 +101,6 @@ def settings_of_init(args: argparse.Namespace) -> dict[str, Any]:
     return model | {"init": str(args.init)}
 
 
-def init_from(vit: ViT, path: str) -> None:
-    """Give `vit` the weights of a checkpoint: PE resized to its image size, the head too if the classes are as many."""
-    saved = checkpoint.read(Path(path))
-    if "task" in saved["settings"]:
-        raise UserError(f"--init {path} is of a {saved['settings']['task']} run, not of a classification run")
-    weights = resize_pe(load_model(saved), vit.patch_embed.image_size).state_dict()
-    own = vit.state_dict()
-    for name in ("head.weight", "head.bias"):
-        if name not in own or own[name].shape != weights[name].shape:
-            del weights[name]
-    try:
-        vit.load_state_dict({**own, **weights})
-    except RuntimeError as error:
-        raise UserError(f"--init {path} does not fit this model: {error}") from error
-
-
 def choose_device(name: str, amp: str = "auto") -> torch.device:
     """UserError if the device is not there, or cannot compute in the precision asked for."""
     if name == "auto":
@@ -165,7 +139,7 @@ def choose_out(args: argparse.Namespace, settings: dict[str, Any]) -> Path:
         if args.resume and not holds and not distributed.was_restarted():
             raise UserError(f"--resume, but {out} holds no run: start one without it, or name its folder by --out")
         if config:                      # before the data is opened; the checkpoint's own settings are compared later
-            saved = {key: read_config(out)["settings"].get(key) for key in settings}
+            saved = {key: checkpoint.read_config(out)["settings"].get(key) for key in settings}
             checkpoint.refuse_other_settings(saved, settings, may_differ=("epochs",))
         out.mkdir(parents=True, exist_ok=True)
         probe = out / f".writable.{distributed.rank()}"
@@ -177,109 +151,7 @@ def choose_out(args: argparse.Namespace, settings: dict[str, Any]) -> Path:
     return out
 
 
-def environment(device: torch.device) -> dict[str, str]:
-    """What else a result depends on: versions, machine, commit."""
-    git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, capture_output=True,
-                         text=True)
-    cpu = f"{platform.machine()}, {os.cpu_count()} cores"
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
-    return {"python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__,
-            "device": f"{device.type}: {name}", "commit": git.stdout.strip() or "unknown"}
-
-
-def build_model(settings: dict[str, Any]) -> ViT:
-    """The model that the settings name, freshly initialised from the settings' seed. UserError if they do not fit."""
-    options = {key: settings[key] for key in ("num_classes", "pool", "pe", "pe_init", "image_size", "stochastic_depth",
-                                              "attention_dropout")}
-    torch.manual_seed(settings["seed"])
-    try:
-        return SIZES[settings["model"]](**options)
-    except ValueError as error:
-        raise UserError(f"{settings['model']} cannot be built: {error}") from error
-
-
-def refuse_size(settings: dict[str, Any]) -> None:
-    """UserError if the model cannot have images of this size; without data, and without memory for weights."""
-    with torch.device("meta"):
-        build_model({**settings, "num_classes": 1})
-
-
-def build_batches(source: data.Source, settings: dict[str, Any], *, train: bool, workers: int | None,
-                  device: torch.device) -> data.Batches | DeviceBatches:
-    """The training or the test images of a source, for this process."""
-    augment = settings["augment"] if train else None
-    dataset = data.take(source.train if train else source.test, settings["limit"])
-    options = dict(batch_size=settings["batch_size"], train=train, seed=settings["seed"], rank=distributed.rank(),
-                   world=distributed.count())
-    if source.transforms:                                       # they make targets, and check what they are given
-        transform = source.transforms["train" if train else "test"]
-    else:
-        options |= dict(image_size=source.image_size, classes=len(source.classes))
-        if settings["loader"] == "device":
-            return DeviceBatches(dataset, source, augment, device, **options)
-        transform = data.augmentation(source, **augment) if augment else data.plain(source)
-    if transform is None and workers is None:
-        workers = 0                                             # nothing to decode or augment: no process for it
-    workers = choose_workers(workers)
-    return data.Batches(dataset, transform, workers=workers, pin_memory=device.type == "cuda", **options)
-
-
 def choose_workers(given: int | None) -> int:
     """--workers, or this process's share of the machine's cores, at most 16."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return min(16, cores // distributed.on_this_machine()[1]) if given is None else given
-
-
-def read_config(run: Path) -> dict[str, Any]:
-    """RUN/config.json. UserError if the folder holds no run."""
-    try:
-        return json.loads((run / "config.json").read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{run} holds no run: config.json is missing or damaged ({type(error).__name__})") from error
-
-
-def load_model(saved: dict[str, Any], build: Callable = build_model) -> Any:
-    """The model of a checkpoint (see checkpoint.py), the averaged one if the run kept one, in eval mode."""
-    model = build(saved["settings"])
-    weights = saved["model"]
-    if saved["ema"]:
-        weights = {name.removeprefix("module."): w for name, w in saved["ema"].items() if name.startswith("module.")}
-    model.load_state_dict(weights)
-    return model.eval()
-
-
-def prepare_on(device: torch.device, source: data.Source) -> Any:
-    """uint8 images on the device -> normalised ones."""
-    mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (source.mean, source.std))
-    return lambda images: data.normalise(images, mean, std)
-
-
-def train(args: argparse.Namespace, settings: dict[str, Any], source: data.Source, out: Path, device: torch.device, *,
-          build: Callable = build_model, task: Task = CLASSIFICATION) -> Run:
-    """Build all parts, train to the end, draw the curves, print the test accuracy."""
-    amp = choose_amp(args.amp, device)
-    model = build(settings)
-    if settings.get("init"):
-        init_from(getattr(model, "vit", model), settings["init"])
-    if device.type == "cuda":
-        torch.set_float32_matmul_precision("high")              # TF32 for what stays in float32
-    run = start(model, settings, out=out, device=device, amp=amp,
-                compiled=choose_mode(model, settings, device, amp) if args.compile else None)
-    if any(out.glob("checkpoint*.pt")):
-        run.load()                                              # without one, the run was killed in its first epoch
-    position = run.epoch << 32 | run.step
-    if distributed.agree(position) != position:
-        raise UserError(f"{out} is not the same for all processes: another one found a newer checkpoint; "
-                        "--out has to be a folder that all of them share")
-    parts = {name: build_batches(source, settings, train=name == "train", workers=args.workers, device=device)
-             for name in ("train", "test")}
-    if distributed.is_first():
-        config = {"settings": settings, "environment": environment(device), "data_dir": args.data_dir}
-        checkpoint.write_text(out / "config.json", json.dumps(config, indent=2) + "\n")
-    mix = data.mixing(settings["num_classes"], mixup=settings["mixup"], cutmix=settings["cutmix"])
-    history = fit(run, parts["train"], parts["test"], prepare=prepare_on(device, source), mix=mix,
-                  task=task)
-    if distributed.is_first():
-        plots.draw_curves(history, out / "curves.png", score=task.score)
-        print(task.result.format(**history[-1]))
-    return run

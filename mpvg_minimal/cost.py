@@ -4,25 +4,23 @@
     python -m mpvg_minimal.cost --compile --peers       compiled, and beside timm's and vit-pytorch's ViT
 
 Machines are shared and noisy, so what counts is the ratio: in every round each candidate runs once, one after the
-other, and the ratio is the median over the rounds of PE-once's time by the candidate's time in the same round.
+other, forwards and backwards in turn, and the ratio is the median over the rounds of PE-once's time by the
+candidate's time in the same round.
 Training is `train_step` from train.py for everybody, peers included. Shapes: B images.
 """
 import json
 import statistics
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from . import cli, plots
 from .balance import fold_last_pe
 from .errors import UserError, one_line_errors
+from .measure import environment, forward_flops, interleaved, kept_for_backward, peak_memory
 from .recipes import CIFAR
 from .run import autocast, start
 from .train import train_step
@@ -30,48 +28,6 @@ from .vit import SIZES
 
 SCHEDULES = ("once", "none", "lape", "pvg", "mpvg")         # the first is what the others are compared with
 BATCH = {"vit_nano": (64, 1024), "vit_lite": (64, 1024), "deit_tiny": (16, 512), "deit_small": (8, 256)}    # CPU, CUDA
-
-
-def interleaved(candidates: dict[str, Callable], *, rounds: int, device: torch.device) -> dict[str, list[float]]:
-    """Seconds of each call in each round; two rounds before the first one counted warm everything up."""
-    seconds: dict[str, list[float]] = {name: [] for name in candidates}
-    for number in range(rounds + 2):
-        for name, call in candidates.items():
-            synchronize(device)
-            began = time.perf_counter()
-            call()
-            synchronize(device)
-            if number >= 2:
-                seconds[name].append(time.perf_counter() - began)
-    return seconds
-
-
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def forward_flops(model: nn.Module, images: Tensor) -> int:
-    """Floating-point operations of one image's forward pass; a multiply-add counts as two."""
-    # attention as plain matrix products: older counters do not know every fused kernel
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        model(images[:1])
-    return counter.get_total_flops()
-
-
-def kept_for_backward(model: nn.Module, images: Tensor) -> int:
-    """Bytes of activations that a training step keeps for its backward pass, parameters not counted."""
-    storages = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        output = model(images)
-    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    del output
-    return sum(size for pointer, size in storages.items() if pointer not in own)
 
 
 def peer_models(name: str) -> dict[str, nn.Module]:
@@ -129,16 +85,6 @@ def measure(name: str, device: torch.device, amp: torch.dtype | None, *, batch: 
 def infer(model: nn.Module, images: Tensor, device: torch.device, amp: torch.dtype | None) -> Tensor:
     with autocast(device, amp):
         return model(images)
-
-
-def peak_memory(call: Callable, device: torch.device) -> float | None:
-    """MB that one training step needs at its peak; None where the device does not tell (CPU)."""
-    if device.type != "cuda":
-        return None
-    call()
-    torch.cuda.reset_peak_memory_stats(device)
-    call()
-    return torch.cuda.max_memory_allocated(device) / 1e6
 
 
 def summary(what: str, seconds: list[float], once: list[float], batch: int) -> dict[str, Any]:
@@ -203,7 +149,7 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / f"cost_{device.type}{'_compiled' if args.compile else ''}.json"
     path.write_text(json.dumps({"command": " ".join(["python -m mpvg_minimal.cost", *sys.argv[1:]]),
-                                "environment": cli.environment(device), "threads": torch.get_num_threads(),
+                                "environment": environment(device), "threads": torch.get_num_threads(),
                                 "rounds": args.rounds, "amp": str(amp), "rows": rows}, indent=1) + "\n")
     plots.draw_cost(rows, path.with_suffix(".png"))
     print(f"written: {path}, {path.with_suffix('.png')}")

@@ -15,16 +15,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import checkpoint, cli, dense
+from . import assemble, checkpoint, cli, dense
 from .balance import fold_last_pe
+from .detection import Detector
 from .errors import UserError, one_line_errors
+from .segmentation import Segmenter
 
 
 def folded(model: nn.Module) -> nn.Module:
     """A classifier or a segmenter, folded for inference. UserError for a detector, whose outputs are lists."""
-    if isinstance(model, dense.Detector):
+    if isinstance(model, Detector):
         raise UserError("a detector gives as many boxes as it finds: only classifiers and segmenters are exported")
-    if not isinstance(model, dense.Segmenter):
+    if not isinstance(model, Segmenter):
         return fold_last_pe(model)
     model = copy.deepcopy(model).eval()
     model.vit = fold_last_pe(model.vit, dense=True)
@@ -70,7 +72,7 @@ def main() -> None:
     parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder")
     args = parser.parse_args()
     saved = checkpoint.newest(args.run)
-    model = cli.load_model(saved, dense.build if "task" in saved["settings"] else cli.build_model)
+    model = assemble.load_model(saved, dense.build if "task" in saved["settings"] else assemble.build_model)
     vit = getattr(model, "vit", model)
     torch.manual_seed(0)
     difference = export(model, vit.patch_embed.image_size, args.run)

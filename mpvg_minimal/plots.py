@@ -93,7 +93,7 @@ def _save(figure: plt.Figure, path: Path) -> None:
 
 
 def main() -> None:
-    from . import checkpoint, cli, data, dense  # here alone: the functions above need none of it
+    from . import assemble, checkpoint, cli, data, dense, dense_data  # here alone: the functions above need none of it
 
     parser = cli.Parser(prog="python -m mpvg_minimal.plots", description=__doc__.split("\n")[0])
     parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder")
@@ -103,17 +103,17 @@ def main() -> None:
     if not saved["history"]:
         raise UserError(f"{args.run} has not finished an epoch: there is nothing to draw yet")
     settings = saved["settings"] | {"limit": args.images, "batch_size": args.images}
-    place = (settings["dataset"], cli.read_config(args.run)["data_dir"], settings["image_size"])
+    place = (settings["dataset"], checkpoint.read_config(args.run)["data_dir"], settings["image_size"])
     if "task" in settings:
-        score, source = dense.TASKS[settings["task"]].score, dense.open_dense(settings["task"], *place)
-        model = cli.load_model(saved, dense.build).vit
+        score, source = dense.TASKS[settings["task"]].score, dense_data.open_dense(settings["task"], *place)
+        model = assemble.load_model(saved, dense.build).vit
     else:
-        score, source, model = "top1", data.open_source(*place), cli.load_model(saved)
+        score, source, model = "top1", data.open_source(*place), assemble.load_model(saved)
     draw_curves(saved["history"], args.run / "curves.png", score=score)
     cpu = torch.device("cpu")
-    batches = cli.build_batches(source, settings, train=False, workers=0, device=cpu)
+    batches = assemble.build_batches(source, settings, train=False, workers=0, device=cpu)
     images, _ = next(batches.epoch())
-    balances = counterbalance(model, cli.prepare_on(cpu, source)(images))
+    balances = counterbalance(model, assemble.prepare_on(cpu, source)(images))
     draw_counterbalance(balances, args.run / "counterbalance.png")
     for balance in balances:
         if balance.pe is not None:

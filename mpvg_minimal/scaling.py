@@ -26,9 +26,9 @@ from torchvision.transforms.v2.functional import to_pil_image
 
 from . import cli
 from .cache import shrunk
-from .cost import forward_flops
 from .data import IMAGENET_STATS, Source, augmentation, shorter_side
 from .errors import one_line_errors
+from .measure import environment, forward_flops
 from .recipes import IMAGENET
 from .vit import SIZES
 
@@ -113,7 +113,7 @@ def main() -> None:
     path = args.out / "images_cpu.json"
     if args.measure:
         result = {"command": " ".join(["python -m mpvg_minimal.scaling", *sys.argv[1:]]), "images": args.images,
-                  "rounds": args.rounds, "environment": cli.environment(torch.device("cpu")),
+                  "rounds": args.rounds, "environment": environment(torch.device("cpu")),
                   **measure(args.images, args.rounds)}
         args.out.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(result, indent=1) + "\n")

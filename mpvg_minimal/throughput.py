@@ -21,17 +21,18 @@ from typing import Any
 
 import torch
 
-from . import cache, cli, data, distributed, recipes
+from . import assemble, cache, cli, data, distributed, recipes
 from .compiling import choose_mode
-from .cost import forward_flops, interleaved, synchronize
 from .errors import UserError, one_line_errors
 from .interrupt import Interrupt
+from .measure import environment, forward_flops, interleaved, synchronize
 from .run import Run, start
 from .train import train_epoch, train_step
+from .vit import SIZES
 
 
 def new_run(settings: dict[str, Any], device: torch.device, amp: torch.dtype | None, compiled: bool) -> Run:
-    model = cli.build_model(settings).to(device)
+    model = assemble.build_model(settings).to(device)
     mode = choose_mode(model, settings, device, amp) if compiled else None
     return start(model, settings, out=Path(), device=device, amp=amp, compiled=mode)
 
@@ -76,10 +77,10 @@ def real_over_synthetic(settings: dict[str, Any], device: torch.device, args: ar
     source = data.open_source(settings["dataset"], args.data_dir, settings["image_size"])
     if args.cache:
         source = cache.cached(source, args.cache, limit=args.limit, workers=cli.choose_workers(args.workers))
-    real = cli.build_batches(source, settings, train=True, workers=args.workers, device=device)
+    real = assemble.build_batches(source, settings, train=True, workers=args.workers, device=device)
     batch = tuple(part.to(device) for part in next(iter(real.epoch())))
     run = new_run(settings, device, amp, args.compile)
-    options = dict(prepare=cli.prepare_on(device, source), interrupt=Interrupt(), mix=data.mixing(
+    options = dict(prepare=assemble.prepare_on(device, source), interrupt=Interrupt(), mix=data.mixing(
         settings["num_classes"], mixup=settings["mixup"], cutmix=settings["cutmix"]))
 
     def epoch(batches: Any) -> None:
@@ -134,7 +135,7 @@ PARTS = {"limit": limit, "data": real_over_synthetic, "batch": by_batch_size, "p
 def main() -> None:
     parser = cli.Parser(prog="python -m mpvg_minimal.throughput", description=__doc__.split("\n")[0])
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=["limit", "data", "batch"])
-    cli.add_flags(parser, models=list(cli.SIZES))
+    cli.add_flags(parser, models=list(SIZES))
     parser.add_argument("--dataset", choices=["shapes", "cifar10", "cifar100", "imagenet"], default="shapes")
     parser.add_argument("--cache", type=Path, metavar="DIR", help="for --dataset imagenet, as in train_imagenet.py")
     parser.add_argument("--sizes", nargs="+", type=cli.number(int, least=1), default=[128, 256, 512, 1024, 2048, 4096])
@@ -152,7 +153,7 @@ def main() -> None:
     settings = cli.settings_of(args, device, recipe, dataset=args.dataset, num_classes=classes, image_size=size)
     amp = cli.choose_amp(args.amp, device)
     result = {"command": " ".join(["python -m mpvg_minimal.throughput", *sys.argv[1:]]), "settings": settings,
-              "environment": cli.environment(device), "threads": torch.get_num_threads(), "rounds": args.rounds}
+              "environment": environment(device), "threads": torch.get_num_threads(), "rounds": args.rounds}
     for part in args.parts:
         result[part] = PARTS[part](settings, device, args, amp)
         if distributed.is_first():

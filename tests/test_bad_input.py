@@ -13,7 +13,7 @@ from runs import difference, final, image_folder, run, small_shapes
 
 import train_cifar
 import train_imagenet
-from mpvg_minimal import checkpoint, cli, data, distributed, recipes
+from mpvg_minimal import assemble, batches, checkpoint, cli, data, distributed, recipes
 from mpvg_minimal.errors import UserError, one_line_errors
 
 SCRIPTS = {"train_cifar": train_cifar, "train_imagenet": train_imagenet}
@@ -39,8 +39,9 @@ def nothing_is_built(monkeypatch):
     """Opening data or building a model fails the test."""
     def too_late(*_, **__):
         raise AssertionError("data was opened or a model built before the flags were refused")
-    for owner, name in ((data, "open_source"), (cli, "build_model"), (cli, "start"), (cli, "build_batches")):
-        monkeypatch.setattr(owner, name, too_late)
+    monkeypatch.setattr(data, "open_source", too_late)
+    for name in ("build_model", "start", "build_batches"):
+        monkeypatch.setattr(assemble, name, too_late)
 
 
 # Flags: what is wrong for each. A flag without an entry here fails test_every_flag_has_a_case.
@@ -145,7 +146,7 @@ def test_an_out_that_cannot_be_written(script, place, nothing_is_built, capsys, 
 @pytest.mark.parametrize("place", ["file", "file/below"])
 def test_a_data_dir_that_cannot_be(flags, place, capsys, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr(cli, "train", lambda *_: pytest.fail("too late"))
+    monkeypatch.setattr(assemble, "train", lambda *_: pytest.fail("too late"))
     line = one_line(capsys, *flags, "--data-dir", tmp_path / place, "--out", tmp_path / "out")
     assert str(tmp_path / place) in line
 
@@ -303,9 +304,9 @@ def test_a_file_is_named_behind_limit(tmp_path):
     assert len(subset) == 8 and file == data.open_imagenet(root, 32).train.samples[18][0]
     with open(file, "wb"):
         pass                                        # empty now
-    data.Keyed(subset, None, 0)[0, 5]
+    batches.Keyed(subset, None, 0)[0, 5]
     with pytest.raises(UserError, match=file):
-        data.Keyed(subset, None, 0)[0, 6]
+        batches.Keyed(subset, None, 0)[0, 6]
 
 
 # Another run's settings.
@@ -384,7 +385,7 @@ def test_every_key_of_the_checkpoint_is_compared(finished, key):
     saved = checkpoint.read(base / "shapes" / "checkpoint.pt")["settings"]
     assert set(saved) == set(KEYS)
     other = saved | {key: "other" if key != "epochs" else 0}
-    resumed = cli.start(torch.nn.Linear(1, 1), saved, out=base / "shapes", device=torch.device("cpu"))
+    resumed = assemble.start(torch.nn.Linear(1, 1), saved, out=base / "shapes", device=torch.device("cpu"))
     resumed.settings = other
     message = f"{key} = {saved[key]!r}, now it is 'other'" if key != "epochs" else "for 1 epochs, got --epochs 0"
     with pytest.raises(UserError) as error:
@@ -492,6 +493,6 @@ def test_one_process_more_than_gpus(monkeypatch):
 def test_a_mistake_of_ours_stays_a_traceback(tmp_path):
     """One line is for users' mistakes: anything else must not be hidden."""
     def fault():
-        cli.start = lambda *_, **__: 1 / 0
+        assemble.start = lambda *_, **__: 1 / 0
     ended = run(*SHAPES, "--out", tmp_path, fault=fault)
     assert ended.code == 1 and "Traceback" in ended.err and "ZeroDivisionError" in ended.err

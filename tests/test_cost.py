@@ -8,7 +8,7 @@ import torch
 from conftest import ROOT
 from torch import nn
 
-from mpvg_minimal import cost, vit_lite, vit_nano
+from mpvg_minimal import cost, measure, vit_lite, vit_nano
 from mpvg_minimal.throughput import Repeated
 
 CPU = torch.device("cpu")
@@ -19,7 +19,7 @@ def test_flops_are_those_of_the_matrix_products(pool):
     D, L, N, patches, K, hidden = 256, 7, 64 + (pool == "cls"), 64, 10, 512
     embed = patches * D * 3 * 4 * 4
     block = N * D * 3 * D + 2 * N * N * D + N * D * D + 2 * N * D * hidden
-    assert cost.forward_flops(vit_lite(pool=pool), torch.randn(3, 3, 32, 32)) == 2 * (embed + L * block + D * K)
+    assert measure.forward_flops(vit_lite(pool=pool), torch.randn(3, 3, 32, 32)) == 2 * (embed + L * block + D * K)
 
 
 def test_delivering_pe_costs_no_matrix_product_and_few_parameters():
@@ -33,9 +33,9 @@ def test_delivering_pe_costs_no_matrix_product_and_few_parameters():
 
 def test_kept_for_backward_counts_each_tensor_once_and_no_parameter():
     x = torch.randn(4, 8)
-    assert cost.kept_for_backward(nn.Linear(8, 3), x) == 4 * 8 * 4                          # its input
+    assert measure.kept_for_backward(nn.Linear(8, 3), x) == 4 * 8 * 4                          # its input
     two = nn.Sequential(nn.Linear(8, 16), nn.Sigmoid(), nn.Linear(16, 2))
-    assert cost.kept_for_backward(two, x) == (4 * 8 + 4 * 16) * 4       # the sigmoid's output is the next one's input
+    assert measure.kept_for_backward(two, x) == (4 * 8 + 4 * 16) * 4      # the sigmoid's output is the next one's input
 
 
 def test_what_mpvg_keeps_for_backward_does_not_grow_with_the_batch():
@@ -44,14 +44,14 @@ def test_what_mpvg_keeps_for_backward_does_not_grow_with_the_batch():
     once, mpvg = vit_lite(pe="once"), vit_lite(pe="mpvg")
     for batch in (1, 3):
         images = torch.randn(batch, 3, 32, 32)
-        more = cost.kept_for_backward(mpvg, images) - cost.kept_for_backward(once, images)
+        more = measure.kept_for_backward(mpvg, images) - measure.kept_for_backward(once, images)
         assert more == 4 * ((L - 2) * N * D + L * 2 * N)
 
 
-def test_rounds_take_turns_after_two_to_warm_up():
+def test_rounds_take_turns_both_ways_after_two_to_warm_up():
     calls = []
-    seconds = cost.interleaved({name: lambda name=name: calls.append(name) for name in "ab"}, rounds=3, device=CPU)
-    assert calls == list("ab") * 5
+    seconds = measure.interleaved({name: lambda name=name: calls.append(name) for name in "ab"}, rounds=3, device=CPU)
+    assert calls == list("ab" "ba" "ab" "ba" "ab")
     assert {name: len(times) for name, times in seconds.items()} == {"a": 3, "b": 3}
 
 
@@ -81,7 +81,7 @@ def test_the_command_measures_every_schedule_and_the_folded_model(tmp_path, flag
     assert all(row["inference_images_per_second"] > 0 for row in rows.values())
     assert rows["mpvg"]["parameters"] == sum(p.numel() for p in vit_nano(pe="mpvg").parameters())
     assert "train_ratio" not in rows["mpvg, folded"]
-    kept = cost.kept_for_backward(vit_nano(pe="mpvg"), torch.randn(3, 3, 32, 32))
+    kept = measure.kept_for_backward(vit_nano(pe="mpvg"), torch.randn(3, 3, 32, 32))
     assert rows["mpvg"]["kept_mb_per_image"] == pytest.approx(kept / 3e6)
     assert cost.table(result["rows"]) in done.stdout
 

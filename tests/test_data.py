@@ -15,8 +15,8 @@ from torchvision import datasets
 from torchvision.transforms import v2
 
 from mpvg_minimal import cli, distributed
+from mpvg_minimal.batches import Batches
 from mpvg_minimal.data import (
-    Batches,
     Source,
     augmentation,
     mixing,

@@ -9,8 +9,10 @@ from runs import run, run_ranks
 from test_train import new_run
 from torch.nn.functional import cross_entropy
 
-from mpvg_minimal import ViT, dense, dense_data, fold_last_pe, recipes
-from mpvg_minimal.dense import Detector, Segmenter, average_precision, detection_loss, iou_of, segmentation_loss
+from mpvg_minimal import ViT, assemble, data, dense, dense_data, detection, fold_last_pe, recipes, segmentation
+from mpvg_minimal.dense_files import IGNORED
+from mpvg_minimal.detection import Detector, average_precision, detection_loss
+from mpvg_minimal.segmentation import Segmenter, iou_of, segmentation_loss, token_map
 from mpvg_minimal.train import train_step
 
 DENSE = "mpvg_minimal.dense"
@@ -32,7 +34,7 @@ def spread(model):
 @pytest.mark.parametrize("pool", ["gap", "cls"])
 def test_tokens_come_back_to_their_places(pool):
     model, images = spread(vit(pool=pool)), torch.randn(2, 3, 16, 24)
-    tokens, placed = model.forward_tokens(images), dense.token_map(model, images)
+    tokens, placed = model.forward_tokens(images), token_map(model, images)
     assert placed.shape == (2, 16, 4, 6)
     first = 1 if pool == "cls" else 0
     for row, column in ((0, 0), (0, 5), (2, 3), (3, 5)):
@@ -52,7 +54,7 @@ def test_each_pixels_scores_are_a_linear_map_of_its_token():
 
 def test_segmentation_loss_is_the_images_mean_and_leaves_out_ignored_pixels():
     scores, masks = torch.randn(3, 4, 8, 8), torch.randint(4, (3, 8, 8)).to(torch.uint8)
-    masks[0, :5], masks[2] = dense_data.IGNORED, dense_data.IGNORED
+    masks[0, :5], masks[2] = IGNORED, IGNORED
     loss, hits = segmentation_loss(lambda _: scores, None, masks, label_smoothing=0.1)
     first = cross_entropy(scores[0, :, 5:].flatten(1).T, masks[0, 5:].flatten().long(), label_smoothing=0.1)
     second = cross_entropy(scores[1].flatten(1).T, masks[1].flatten().long(), label_smoothing=0.1)
@@ -66,7 +68,7 @@ def test_accumulation_is_exact_although_the_images_have_different_numbers_of_pix
     models.append(copy.deepcopy(models[0]))
     images, masks = torch.randn(6, 3, 8, 8), torch.randint(3, (6, 8, 8)).to(torch.uint8)
     for number in range(6):
-        masks[number, :number] = dense_data.IGNORED
+        masks[number, :number] = IGNORED
     for parts, model in zip((1, 3), models):
         train_step(new_run(tmp_path, model), images, masks, lr=1e-2, accumulate=parts, loss_of=segmentation_loss)
     for p, q in zip(models[0].parameters(), models[1].parameters()):
@@ -100,11 +102,11 @@ def test_mean_iou_is_that_of_the_sets_of_pixels():
     scores = [torch.randn(2, 5, 6, 6), torch.randn(1, 5, 6, 6)]
     scores = [s.index_fill(1, torch.tensor([3]), -9.0) for s in scores]     # class 3 is neither true nor found
     masks = [torch.randint(3, (len(s), 6, 6)).to(torch.uint8) for s in scores]
-    masks[0][0, 0] = dense_data.IGNORED
+    masks[0][0, 0] = IGNORED
     given = Given(scores, masks)
-    result = dense.test_segmenter(given, given, **PLAIN)
+    result = segmentation.test_segmenter(given, given, **PLAIN)
     pixels = [(int(t), int(f)) for s, m in zip(scores, masks)
-              for t, f in zip(m.flatten(), s.argmax(1).flatten()) if t != dense_data.IGNORED]
+              for t, f in zip(m.flatten(), s.argmax(1).flatten()) if t != IGNORED]
     ious = []
     for k in (0, 1, 2, 4):
         true, found = ({n for n, pair in enumerate(pixels) if pair[side] == k} for side in (0, 1))
@@ -145,7 +147,7 @@ def test_average_precision_by_hand():
     assert result["ap75"] == pytest.approx((class_0[False] + 1) / 2)
     assert result["ap"] == pytest.approx((4 * (class_0[True] + 1) / 2 + 6 * (class_0[False] + 1) / 2) / 10)
     given = Given([detections[:2], detections[2:]], [torch.stack(truths[:2]), torch.stack(truths[2:])])
-    assert dense.test_detector(given, given, **PLAIN) == result
+    assert detection.test_detector(given, given, **PLAIN) == result
 
 
 def test_average_precision_without_anything_found_or_true_is_0():
@@ -246,17 +248,17 @@ def test_a_run_from_nothing_and_further_epochs(task, tmp_path):
     drawn = run("mpvg_minimal.plots", tmp_path / "run", "--images", "16", fault=small)
     assert drawn.code == 0 and "last norm   correlation" in drawn.out, drawn.err
     model, settings = dense.load(tmp_path / "run")
-    source = dense_data.Source(None, dense_data.DenseShapes("test", task, size=40), [], 32, (0.25,) * 3, (0.25,) * 3,
+    source = data.Source(None, dense_data.DenseShapes("test", task, size=40), [], 32, (0.25,) * 3, (0.25,) * 3,
                                {"test": None})
-    batches = dense.cli.build_batches(source, settings, train=False, workers=0, device=torch.device("cpu"))
-    tested = dense.TASKS[task].test(model, batches, **{**PLAIN, "prepare": dense.cli.prepare_on("cpu", source)})
+    batches = assemble.build_batches(source, settings, train=False, workers=0, device=torch.device("cpu"))
+    tested = dense.TASKS[task].test(model, batches, **{**PLAIN, "prepare": assemble.prepare_on("cpu", source)})
     assert tested[score] == pytest.approx(lines[1][score])
 
 
 def counted():
     """In place of the AP, which is 0 so early: how many images came together, and their truths' sum."""
     small()
-    dense.average_precision = lambda found, truths: {"ap": len(found), "ap75": len(truths),
+    detection.average_precision = lambda found, truths: {"ap": len(found), "ap75": len(truths),
                                                      "ap50": sum(t.double().sum().item() for t in truths)}
 
 

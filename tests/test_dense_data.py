@@ -9,8 +9,10 @@ import torch
 from PIL import Image
 from runs import run
 
-from mpvg_minimal import data, dense_data
-from mpvg_minimal.dense_data import IGNORED, MOST, open_dense
+from mpvg_minimal import dense_data, dense_files
+from mpvg_minimal.batches import Batches
+from mpvg_minimal.dense_data import MOST, open_dense
+from mpvg_minimal.dense_files import IGNORED
 from mpvg_minimal.errors import UserError
 
 DENSE, SIZE = "mpvg_minimal.dense", (40, 52)                # height, width
@@ -237,7 +239,7 @@ def test_what_a_batch_holds_is_a_function_of_seed_epoch_and_index(tmp_path):
     source = open_dense("detection", "coco", str(tmp_path), 32, scale=[0.3, 1.0])
 
     def batches(epoch, start=0, seed=0, workers=0):
-        made = data.Batches(source.train, source.transforms["train"], batch_size=2, train=True, seed=seed,
+        made = Batches(source.train, source.transforms["train"], batch_size=2, train=True, seed=seed,
                             workers=workers)
         torch.rand(5)                                       # what was drawn before must not matter
         with warnings.catch_warnings():
@@ -257,7 +259,7 @@ def test_boxes_follow_the_crop_and_the_flip():
     image[20:50, 10:40] = 255
     target = {"boxes": torch.tensor([[10.0, 20.0, 40.0, 50.0]]), "labels": torch.tensor([2]),
               "ignored": torch.tensor([0.0])}
-    target = dense_data.sound(target, (60, 80), "white.jpg")
+    target = dense_files.sound(target, (60, 80), "white.jpg")
     transforms = dense_data.transforms_of(64, [0.5, 1.0])
     seen = 0
     for seed in range(12):

@@ -5,8 +5,10 @@ from torch.utils.data import Subset
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
-from mpvg_minimal import data, device_data
-from mpvg_minimal.device_data import COLUMNS, RECTANGLE, DeviceBatches, operations
+from mpvg_minimal import data, device_augment
+from mpvg_minimal.batches import Batches
+from mpvg_minimal.device_augment import COLUMNS, RECTANGLE, operations
+from mpvg_minimal.device_data import DeviceBatches
 
 CPU = torch.device("cpu")
 AUGMENT = dict(scale=[0.8, 1.0], rand_augment=9, erasing=0.25)
@@ -27,7 +29,7 @@ def test_crop_and_resize_is_torchvisions_where_the_rectangle_is_given():
     images = smooth(40)
     h, w = torch.randint(5, 33, (40,)), torch.randint(5, 33, (40,))
     top, left = ((torch.rand(40) * (33 - side)).long() for side in (h, w))
-    ours = device_data.resized_crop(images, top, left, h, w)
+    ours = device_augment.resized_crop(images, top, left, h, w)
     for number, image in enumerate(images):
         box = [int(value[number]) for value in (top, left, h, w)]
         theirs = F.resized_crop(image, *box, [32, 32], interpolation=InterpolationMode.BICUBIC, antialias=True)
@@ -39,7 +41,7 @@ def test_crop_and_resize_is_torchvisions_where_the_rectangle_is_given():
 
 def test_the_whole_image_as_crop_is_the_image():
     images, zero, all_ = smooth(3), torch.zeros(3).long(), torch.full((3,), 32)
-    assert torch.equal(device_data.resized_crop(images, zero, zero, all_, all_), images)
+    assert torch.equal(device_augment.resized_crop(images, zero, zero, all_, all_), images)
 
 
 def test_operations_are_torchvisions_for_the_same_draw(monkeypatch):
@@ -62,7 +64,7 @@ def test_each_image_gets_the_operation_that_it_drew():
     images = smooth(64)
     ops = [lambda x, s, add=add: x // 2 + add + (s > 0) for add in (10, 40, 70)]
     u = torch.rand(64, 3)
-    result = device_data.one_operation(images.clone(), u, ops)
+    result = device_augment.one_operation(images.clone(), u, ops)
     for image, draw, out in zip(images, u, result, strict=True):
         expected = image if draw[0] >= 0.5 else image // 2 + (10, 40, 70)[int(draw[1] * 3)] + (draw[2] < 0.5)
         assert torch.equal(out, expected)
@@ -73,8 +75,8 @@ def test_rectangles_are_distributed_as_torchvisions(whole):
     """Mean and deviation of area, aspect and place over many draws, in standard errors."""
     count, image = 4000, torch.zeros(3, 32, 32, dtype=torch.uint8)
     scale, ratio = ([0.3, 1.0], (3 / 4, 4 / 3)) if whole else ([0.02, 0.33], (0.3, 3.3))
-    top, left, h, w, fitted = device_data.rectangles(torch.rand(count, RECTANGLE), scale=scale, ratio=ratio, height=32,
-                                                     width=32, whole=whole)
+    top, left, h, w, fitted = device_augment.rectangles(torch.rand(count, RECTANGLE), scale=scale, ratio=ratio,
+                                                        height=32, width=32, whole=whole)
     kept = fitted
     ours = torch.stack([top, left, h, w], 1)[kept].double()
     transform = v2.RandomResizedCrop(32, scale=scale) if whole else v2.RandomErasing(1.0)
@@ -90,7 +92,7 @@ def test_rectangles_are_distributed_as_torchvisions(whole):
 def test_erasing_paints_one_rectangle_in_its_colour():
     images = smooth(300)
     images[images == 7] = 8
-    out = device_data.erase(images, torch.rand(300, RECTANGLE + 1), probability=0.25, fill=[7, 7, 7])
+    out = device_augment.erase(images, torch.rand(300, RECTANGLE + 1), probability=0.25, fill=[7, 7, 7])
     erased = (out == 7).all(1)                                                          # (B, H, W)
     hit = erased.flatten(1).any(1)
     assert 0.17 < hit.float().mean() < 0.33
@@ -106,8 +108,8 @@ def test_both_paths_give_the_same_distribution(source):
     one = data.augmentation(source, **AUGMENT)
     theirs = torch.stack([torch.stack([one(F.to_pil_image(image)) for _ in range(count)]) for image in images]).float()
     copies = [image.expand(count, -1, -1, -1).clone() for image in images]
-    ours = torch.stack([device_data.augmented(many, torch.rand(count, COLUMNS), source, **AUGMENT) for many in copies])
-    ours = ours.float()                                                                 # (6, count, 3, H, W)
+    ours = [device_augment.augmented(many, torch.rand(count, COLUMNS), source, **AUGMENT) for many in copies]
+    ours = torch.stack(ours).float()                                                    # (6, count, 3, H, W)
     for values in (lambda x: x.mean((2, 3, 4)), lambda x: x.std((3, 4)).mean(2),
                    lambda x: x[..., :8, :8].mean((2, 3, 4)), lambda x: x.diff().abs().mean((2, 3, 4))):
         a, b = values(ours), values(theirs)                                             # (6, count)
@@ -135,7 +137,7 @@ def test_draws_depend_on_seed_epoch_and_index_alone(source):
 @pytest.mark.parametrize("train", [True, False])
 def test_without_augmentation_both_loaders_give_the_same_batches(source, train):
     dataset, options = Subset(source.test, range(70)), dict(batch_size=32, train=train, seed=4)
-    plain = list(data.Batches(dataset, None, **options).epoch(3))
+    plain = list(Batches(dataset, None, **options).epoch(3))
     device = list(DeviceBatches(dataset, source, None, CPU, **options).epoch(3))
     assert len(plain) == len(device) == (2 if train else 3)
     for (a, b), (c, d) in zip(plain, device, strict=True):

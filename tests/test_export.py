@@ -6,13 +6,15 @@ import torch
 from runs import run
 from test_dense import spread, vit
 
-from mpvg_minimal import dense
+from mpvg_minimal.detection import Detector
+from mpvg_minimal.errors import UserError
 from mpvg_minimal.export import export
+from mpvg_minimal.segmentation import Segmenter
 
 
 @pytest.mark.parametrize("kind", ["classifier, gap", "classifier, cls", "segmenter"])
 def test_the_files_give_the_models_outputs(kind, tmp_path):
-    model = spread(dense.Segmenter(vit(), 3) if kind == "segmenter" else vit(pool=kind[-3:]))
+    model = spread(Segmenter(vit(), 3) if kind == "segmenter" else vit(pool=kind[-3:]))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     difference = export(model, (16, 24), tmp_path)
     scale = model(torch.randn(5, 3, 16, 24)).abs().max().item()
@@ -48,6 +50,6 @@ def test_the_command_on_a_classification_run_with_and_without_the_packages(tmp_p
 
 
 def test_a_detector_is_refused(tmp_path):
-    detector = dense.Detector(vit(image_size=16), 3, channels=32, levels=[1], convs=1, padding="zeros")
-    with pytest.raises(dense.UserError, match="detector"):
+    detector = Detector(vit(image_size=16), 3, channels=32, levels=[1], convs=1, padding="zeros")
+    with pytest.raises(UserError, match="detector"):
         export(detector, (16, 16), tmp_path)

@@ -9,7 +9,8 @@ import torch
 from runs import before, difference, run, small_shapes
 from torch import nn
 
-from mpvg_minimal import checkpoint, cli, data, recipes, train
+from mpvg_minimal import assemble, checkpoint, recipes, train
+from mpvg_minimal.batches import Batches
 from mpvg_minimal.errors import NonFinite
 from mpvg_minimal.run import start
 
@@ -39,7 +40,7 @@ def new_run(tmp_path, *, amp=None, model=None, **settings):
 
 def batches():
     source = small_shapes()
-    return [data.Batches(part, None, batch_size=16, train=part is source.train) for part in (source.train, source.test)]
+    return [Batches(part, None, batch_size=16, train=part is source.train) for part in (source.train, source.test)]
 
 
 def moving(of) -> dict:
@@ -142,8 +143,8 @@ def test_the_last_good_checkpoint_may_be_one_in_mid_epoch(tmp_path):
 @pytest.mark.promise("non-finite")
 def test_the_script_ends_with_one_line(tmp_path):
     def fault():
-        prepare_on = cli.prepare_on
-        cli.prepare_on = lambda *args: lambda images, ready=prepare_on(*args): ready(images) * math.nan
+        prepare_on = assemble.prepare_on
+        assemble.prepare_on = lambda *args: lambda images, ready=prepare_on(*args): ready(images) * math.nan
     flags = ("--dataset", "shapes", "--batch-size", 16, "--workers", 0, "--out", tmp_path)
     stopped = run("train_cifar", *flags, fault=fault)
     assert stopped.code == 1 and stopped.err.count("\n") == 1

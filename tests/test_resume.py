@@ -16,7 +16,7 @@ import torch
 from conftest import ROOT
 from runs import before, difference, final, image_folder, in_evaluation, run, run_ranks, send
 
-from mpvg_minimal import checkpoint, cli, data, recipes, train
+from mpvg_minimal import assemble, checkpoint, cli, data, recipes, train
 from mpvg_minimal.run import Run
 
 KILL = send(signal.SIGKILL)
@@ -28,7 +28,7 @@ FOLDER = ("train_imagenet", "--model", "vit_nano", "--image-size", 32, *MODEL, "
 
 def cpu_scaler():
     """A stand-in for fp16 on a GPU: the loss is scaled, and one step in epoch 2 overflows and is skipped."""
-    original = cli.start
+    original = assemble.start
 
     def start(*args, **options):
         run = original(*args, **options)
@@ -36,7 +36,7 @@ def cpu_scaler():
         run.model.head.register_full_backward_pre_hook(
             lambda _, gradients: tuple(g * math.inf for g in gradients) if (run.epoch, run.step) == (1, 3) else None)
         return run
-    cli.start = start
+    assemble.start = start
 
 
 def mixed_and_averaged():

@@ -3,7 +3,8 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from mpvg_minimal import vit_nano
-from mpvg_minimal.data import Batches, Source, normalise, open_shapes, take
+from mpvg_minimal.batches import Batches
+from mpvg_minimal.data import Source, normalise, open_shapes, take
 from mpvg_minimal.shapes import KINDS, Shapes
 
 PARTS = ("images", "labels", "kinds", "instances", "boxes")

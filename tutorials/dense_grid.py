@@ -23,7 +23,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tutorials")]
 
 from grid_report import mean_and_error  # noqa: E402
 
-from mpvg_minimal import checkpoint, cli, dense, dense_data  # noqa: E402
+from mpvg_minimal import assemble, checkpoint, dense, dense_data  # noqa: E402
 
 SCHEDULES = {"none": ["--no-pe"], "once": [], "lape": ["--lape"], "pvg": ["--pvg"], "mpvg": ["--mpvg"]}
 JSON, TABLE = ROOT / "results" / "dense_shapes.json", ROOT / "results" / "dense_shapes.md"
@@ -46,13 +46,13 @@ def zeroed(out: Path) -> float | None:
     model.vit.last_norm.pe_norm.weight.zero_()
     model.vit.last_norm.pe_norm.bias.zero_()
     cpu, source, task = torch.device("cpu"), dense_data.open_shapes(settings["task"]), dense.TASKS[settings["task"]]
-    batches = cli.build_batches(source, settings, train=False, workers=0, device=cpu)
-    return task.test(model, batches, prepare=cli.prepare_on(cpu, source), device=cpu,
+    batches = assemble.build_batches(source, settings, train=False, workers=0, device=cpu)
+    return task.test(model, batches, prepare=assemble.prepare_on(cpu, source), device=cpu,
                      autocast=torch.autocast("cpu", enabled=False))[task.score]
 
 
 def record(out: Path, machine: str) -> dict[str, Any]:
-    config = cli.read_config(out)
+    config = checkpoint.read_config(out)
     history = checkpoint.newest(out)["history"]
     return {"task": config["settings"]["task"], "pe": config["settings"]["pe"], "seed": config["settings"]["seed"],
             "score": history[-1][dense.TASKS[config["settings"]["task"]].score], "zeroed": zeroed(out),

@@ -32,7 +32,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tutorials")]
 
 from grid_report import draw, draw_development, table  # noqa: E402
 
-from mpvg_minimal import PESchedule, ViT, balance, checkpoint, cli, data, plots, recipes  # noqa: E402
+from mpvg_minimal import PESchedule, ViT, assemble, balance, checkpoint, cli, data, plots, recipes  # noqa: E402
 from mpvg_minimal.errors import UserError, one_line_errors  # noqa: E402
 from mpvg_minimal.train import CLASSIFICATION  # noqa: E402
 
@@ -91,8 +91,8 @@ class StoppedGradient(nn.Module):
 def build(settings: dict[str, Any]) -> ViT:
     """A cell's model. Weights that `gap once` has too start as they do there; a class token's PE row is its own."""
     pe = settings["pe"] if isinstance(settings["pe"], str) else PESchedule(**settings["pe"])
-    model = cli.build_model(settings | {"pe": pe})
-    shared = cli.build_model(settings | {"pe": "once", "pool": "gap", "pe_init": "learned"}).state_dict()
+    model = assemble.build_model(settings | {"pe": pe})
+    shared = assemble.build_model(settings | {"pe": "once", "pool": "gap", "pe_init": "learned"}).state_dict()
     own = model.state_dict()
     for name in own.keys() & shared.keys():
         if name == "pe.pos_embed":
@@ -156,12 +156,12 @@ def train(args: argparse.Namespace, cell: str, seed: int) -> None:
     source = data.open_source(args.dataset, args.data_dir)
     print(f"--- {cell}, seed {seed}", flush=True)
     task = CLASSIFICATION._replace(test=test)
-    cli.train(args, settings | source.identity(), source, out, device, build=build, task=task)
+    assemble.train(args, settings | source.identity(), source, out, device, build=build, task=task)
     saved = checkpoint.newest(out)
     history = saved["history"]
     result = {"cell": cell, "seed": seed, "top1": history[-1]["top1"], "zeroed": zeroed(saved, source, device),
               "seconds": round(sum(line["seconds"] for line in history), 1), "machine": args.machine,
-              "data": args.data_name, "environment": cli.read_config(out)["environment"],
+              "data": args.data_name, "environment": checkpoint.read_config(out)["environment"],
               "settings": saved["settings"], "epochs": history}
     checkpoint.write_text(out / "result.json", json.dumps(result))
 
@@ -199,21 +199,21 @@ def draw_maps(args: argparse.Namespace, cell: str, path: Path) -> None:
     if (folder(args, cell, 0) / "result.json").exists():
         saved, cpu = checkpoint.newest(folder(args, cell, 0)), torch.device("cpu")
         source = data.open_source(args.dataset, args.data_dir)
-        batches = cli.build_batches(source, saved["settings"] | {"limit": 512, "batch_size": 512}, train=False,
+        batches = assemble.build_batches(source, saved["settings"] | {"limit": 512, "batch_size": 512}, train=False,
                                     workers=0, device=cpu)
-        images = cli.prepare_on(cpu, source)(next(batches.epoch())[0])
-        plots.draw_counterbalance(balance.counterbalance(cli.load_model(saved, build), images), path)
+        images = assemble.prepare_on(cpu, source)(next(batches.epoch())[0])
+        plots.draw_counterbalance(balance.counterbalance(assemble.load_model(saved, build), images), path)
 
 
 @torch.no_grad()
 def zeroed(saved: dict[str, Any], source: data.Source, device: torch.device) -> float | None:
     """Top-1 of the trained model without PE at the last norm; None where there is none."""
-    model, settings = cli.load_model(saved, build).to(device), saved["settings"]
+    model, settings = assemble.load_model(saved, build).to(device), saved["settings"]
     if model.pe.schedule.at_last_norm is None:
         return None
     model.pe.schedule = replace(model.pe.schedule, at_last_norm=None)
-    batches = cli.build_batches(source, settings, train=False, workers=0, device=device)
-    return CLASSIFICATION.test(model, batches, prepare=cli.prepare_on(device, source), device=device,
+    batches = assemble.build_batches(source, settings, train=False, workers=0, device=device)
+    return CLASSIFICATION.test(model, batches, prepare=assemble.prepare_on(device, source), device=device,
                                autocast=torch.autocast(device.type, enabled=False))["top1"]
 
 

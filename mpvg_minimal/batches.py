@@ -1,0 +1,133 @@
+"""A data set as batches of uint8 images, whose content depends on (seed, epoch, index) alone.
+
+Images stay uint8 until they are on the device (a quarter of the bytes to move) and are normalised there.
+Batches are built for steps, not for processes: `batch_size` counts the images of one optimizer step over all
+processes, so a recipe is the same on one GPU and on eight. Shapes: B images, 3 channels, H x W pixels.
+"""
+import os
+import signal
+import threading
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import v2
+
+from .data import file_of
+from .errors import LostLoader, UserError, reason
+from .seeding import generator, seeded
+
+
+class Keyed(Dataset):
+    """dataset[epoch, index] -> (image uint8, label): the epoch travels with the index, also to worker processes.
+
+    image_size, classes: what is expected of every image and label, see `check`.
+    """
+
+    def __init__(self, dataset: Dataset, transform: v2.Transform | None, seed: int, *,
+                 image_size: int | None = None, classes: int | None = None):
+        self.dataset, self.transform, self.seed = dataset, transform, seed
+        self.image_size, self.classes = image_size, classes
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int]:
+        epoch, index = key
+        file = file_of(self.dataset, index)
+        try:
+            image, label = self.dataset[index]
+        except Exception as error:                  # a damaged file makes PIL raise a dozen kinds
+            if file is None:
+                raise
+            raise UserError(f"{file} cannot be read as an image ({reason(error)}): replace or remove it") from error
+        if self.transform is not None:
+            with seeded("image", self.seed, epoch, index):
+                image, label = self.transform(image, label)
+        check(file or f"image {index}", image, label, image_size=self.image_size, classes=self.classes)
+        return image, label
+
+
+def check(name: str, image: Tensor, label: int, *, image_size: int | None, classes: int | None) -> None:
+    """UserError for an image of another size, or a label that is no class; None: anything is right."""
+    if image_size is not None and tuple(image.shape) != (3, image_size, image_size):
+        raise UserError(f"{name} is of shape {tuple(image.shape)}, expected {(3, image_size, image_size)}")
+    if classes is not None and not 0 <= label < classes:
+        raise UserError(f"{name} has the label {label}, expected 0 to {classes - 1}")
+
+
+class Batches:
+    """One data set as batches: `for images, labels in batches.epoch(3)`, (B, 3, H, W) uint8 and (B,).
+
+    train: shuffled anew each epoch, whole batches only. Otherwise in order, with a smaller last batch, and the
+    processes' shares may differ by an image. `len()` is the number of batches, the same in every process.
+    Of the `batch_size` images of a step, each of the `world` processes gets its share. `expected`: see `Keyed`.
+    """
+
+    def __init__(self, dataset: Dataset, transform: v2.Transform | None, *, batch_size: int, train: bool, seed: int = 0,
+                 workers: int = 0, rank: int = 0, world: int = 1, pin_memory: bool = False, **expected: int | None):
+        if train and batch_size % world:
+            raise UserError(f"batch size {batch_size} cannot be shared by {world} processes: choose a multiple")
+        if train and len(dataset) < batch_size:
+            raise UserError(f"{len(dataset)} training images are fewer than one batch of {batch_size}: "
+                            "give a smaller --batch-size or more images")
+        self.batch_size = batch_size
+        self.order = Order(len(dataset), batch_size=batch_size, train=train, seed=seed, rank=rank, world=world)
+        self.loader = DataLoader(
+            Keyed(dataset, transform, seed, **expected), batch_sampler=self.order, num_workers=workers,
+            pin_memory=pin_memory, persistent_workers=workers > 0, worker_init_fn=outlive_signal,
+            generator=torch.Generator())                        # its own, so that iter() draws from no shared one
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of this process in this epoch, from step `start` on. UserError for an image without sense."""
+        self.order.position = (epoch, start)
+        try:
+            yield from self.loader
+        except UserError as error:                  # from a worker it comes with a traceback as its text
+            error.with_traceback(None)              # DataLoader's own, a circle of references through the loader
+            raise UserError(str(error).strip().rsplit("UserError: ", 1)[-1]) from None
+        except (ConnectionError, EOFError) as error:            # the worker died while it handed over a batch
+            raise LostLoader(error) from None
+
+
+class Order:
+    """Which images make which batch: what DataLoader calls a batch sampler.
+
+    It knows nothing of the loader: in a circle of references the loader's processes would end late or not at all.
+    """
+
+    def __init__(self, size: int, *, batch_size: int, train: bool, seed: int, rank: int, world: int):
+        self.size, self.batch_size, self.train, self.seed = size, batch_size, train, seed
+        self.rank, self.world = rank, world
+        self.position = (0, 0)                                  # epoch and first step of the next iteration
+
+    def __len__(self) -> int:
+        return self.size // self.batch_size if self.train else -(-self.size // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        """For each batch, the (epoch, index) of its images in this process."""
+        epoch, start = self.position
+        order = torch.arange(self.size)
+        if self.train:
+            order = torch.randperm(self.size, generator=generator("order", self.seed, epoch))
+        for step in range(start, len(self)):
+            batch = order[step * self.batch_size:(step + 1) * self.batch_size]
+            share = batch[self.rank::self.world].tolist()       # the same step, whatever the number of processes
+            if share:
+                yield [(epoch, index) for index in share]
+
+
+def outlive_signal(_worker: int) -> None:
+    """Ctrl-C, a cluster and `torchrun` signal the workers too: they stay, so that the main process can save."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):              # Linux tells who sent a signal
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        threading.Thread(target=end_by, args=(os.getppid(),), daemon=True).start()
+
+
+def end_by(main_process: int) -> None:
+    """Ends this process at the first SIGTERM from the main one, which it sends when it ends itself."""
+    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != main_process:
+        pass
+    os._exit(0)

@@ -1,0 +1,78 @@
+"""The instruments: seconds in turns, FLOPs, bytes, and what a figure depends on. Shapes: B images."""
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+
+def environment(device: torch.device) -> dict[str, str]:
+    """What else a result depends on: versions, machine, commit."""
+    git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, capture_output=True,
+                         text=True)
+    cpu = f"{platform.machine()}, {os.cpu_count()} cores"
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
+    return {"python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__,
+            "device": f"{device.type}: {name}", "commit": git.stdout.strip() or "unknown"}
+
+
+def interleaved(candidates: dict[str, Callable], *, rounds: int, device: torch.device) -> dict[str, list[float]]:
+    """Seconds of each call in each round; two rounds before the first one counted warm everything up.
+
+    Every second round goes backwards, so that no candidate always follows the same one.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    for number in range(rounds + 2):
+        for name, call in list(candidates.items())[::-1 if number % 2 else 1]:
+            synchronize(device)
+            began = time.perf_counter()
+            call()
+            synchronize(device)
+            if number >= 2:
+                seconds[name].append(time.perf_counter() - began)
+    return seconds
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def forward_flops(model: nn.Module, images: Tensor) -> int:
+    """Floating-point operations of one image's forward pass; a multiply-add counts as two."""
+    # attention as plain matrix products: older counters do not know every fused kernel
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model(images[:1])
+    return counter.get_total_flops()
+
+
+def kept_for_backward(model: nn.Module, images: Tensor) -> int:
+    """Bytes of activations that a training step keeps for its backward pass, parameters not counted."""
+    storages = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        output = model(images)
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    del output
+    return sum(size for pointer, size in storages.items() if pointer not in own)
+
+
+def peak_memory(call: Callable, device: torch.device) -> float | None:
+    """MB that one training step needs at its peak; None where the device does not tell (CPU)."""
+    if device.type != "cuda":
+        return None
+    call()
+    torch.cuda.reset_peak_memory_stats(device)
+    call()
+    return torch.cuda.max_memory_allocated(device) / 1e6
