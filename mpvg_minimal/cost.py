@@ -3,9 +3,9 @@
     python -m mpvg_minimal.cost                         the three small models, eager
     python -m mpvg_minimal.cost --compile --peers       compiled, and beside timm's and vit-pytorch's ViT
 
-Machines are shared and noisy, so what counts is the ratio: in every round each candidate runs once, one after the
-other, forwards and backwards in turn, and the ratio is the median over the rounds of PE-once's time by the
-candidate's time in the same round.
+Machines are shared and noisy, so what counts is the ratio: each candidate takes turns with PE once, and its ratio is
+the median over many rounds of PE-once's time by its own in the same round. Many short rounds are worth more than few
+long ones, since what disturbs a machine lasts for seconds: hence the small batches on CPU.
 Training is `train_step` from train.py for everybody, peers included. Shapes: B images.
 """
 import json
@@ -27,7 +27,7 @@ from .train import train_step
 from .vit import SIZES
 
 SCHEDULES = ("once", "none", "lape", "pvg", "mpvg")         # the first is what the others are compared with
-BATCH = {"vit_nano": (64, 1024), "vit_lite": (64, 1024), "deit_tiny": (16, 512), "deit_small": (8, 256)}    # CPU, CUDA
+BATCH = {"vit_nano": (64, 1024), "vit_lite": (32, 1024), "deit_tiny": (8, 512), "deit_small": (4, 256)}     # CPU, CUDA
 
 
 def peer_models(name: str) -> dict[str, nn.Module]:
@@ -72,11 +72,11 @@ def measure(name: str, device: torch.device, amp: torch.dtype | None, *, batch: 
             model.compile(dynamic=False)
         infers[label] = lambda model=model: infer(model.eval(), images, device, amp)
         rows.append(row)
-    timed = {"train": interleaved(trains, rounds=rounds, device=device),
-             "inference": interleaved(infers, rounds=rounds, device=device)}
-    for row in rows:
-        for what, seconds in timed.items():
-            if row["variant"] in seconds:
+    for what, calls in (("train", trains), ("inference", infers)):
+        for row in rows:
+            if row["variant"] in calls:
+                turns = {name: calls[name] for name in (SCHEDULES[0], row["variant"])}
+                seconds = interleaved(turns, rounds=rounds, device=device)
                 row |= summary(what, seconds[row["variant"]], seconds[SCHEDULES[0]], batch)
     return rows
 
@@ -132,7 +132,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--amp", choices=["auto", "bf16", "fp16", "off"], default="auto")
     parser.add_argument("--batch", type=cli.number(int, least=1), help="images at a time (default: by model)")
-    parser.add_argument("--rounds", type=cli.number(int, least=1), default=7)
+    parser.add_argument("--rounds", type=cli.number(int, least=1), default=31)
     parser.add_argument("--compile", action="store_true", help="measure compiled models")
     parser.add_argument("--peers", action="store_true", help="beside timm's and vit-pytorch's ViT")
     parser.add_argument("--out", type=Path, default=Path("results"))
@@ -140,18 +140,17 @@ def main() -> None:
     device = cli.choose_device(args.device)
     amp = cli.choose_amp(args.amp, device)
     torch._dynamo.config.recompile_limit = 100          # all candidates share ViT.forward: past 8 it would run eagerly
-    rows = []
+    args.out.mkdir(parents=True, exist_ok=True)
+    path = args.out / f"cost_{device.type}{'_compiled' if args.compile else ''}.json"
+    result = {"command": " ".join(["python -m mpvg_minimal.cost", *sys.argv[1:]]), "environment": environment(device),
+              "threads": torch.get_num_threads(), "rounds": args.rounds, "amp": str(amp), "rows": []}
     for name in args.models:
         batch = args.batch or BATCH[name][device.type == "cuda"]
         new = measure(name, device, amp, batch=batch, rounds=args.rounds, compiled=args.compile, peers=args.peers)
-        rows += new
         print(table(new), flush=True)
-    args.out.mkdir(parents=True, exist_ok=True)
-    path = args.out / f"cost_{device.type}{'_compiled' if args.compile else ''}.json"
-    path.write_text(json.dumps({"command": " ".join(["python -m mpvg_minimal.cost", *sys.argv[1:]]),
-                                "environment": environment(device), "threads": torch.get_num_threads(),
-                                "rounds": args.rounds, "amp": str(amp), "rows": rows}, indent=1) + "\n")
-    plots.draw_cost(rows, path.with_suffix(".png"))
+        result["rows"] += new
+        path.write_text(json.dumps(result, indent=1) + "\n")            # now: the next model takes a while
+    plots.draw_cost(result["rows"], path.with_suffix(".png"))
     print(f"written: {path}, {path.with_suffix('.png')}")
 
 
