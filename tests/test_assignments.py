@@ -293,6 +293,28 @@ def test_nothing_that_a_submission_started_goes_on(course, tmp_path):
     assert not (tmp_path / "alive").exists()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent is gone")
+def test_an_endless_submission_ends_with_a_killed_grader(course, tmp_path):
+    place = tmp_path / "pid"
+    endless = two(f"import os; open('{place}', 'w').write(f'{{os.getpid()}} ')\n    while True: pass")
+    (course.parent / "submission" / "count.py").write_text(endless)
+    grader = subprocess.Popen([sys.executable, course / "grade.py", "a0_count", "--impl", course.parent / "submission"],
+                              stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_until(lambda: place.exists() and place.read_text().endswith(" "))
+    state = Path("/proc") / place.read_text().strip() / "stat"
+    assert state.read_text().split()[2] in "RS"
+    grader.kill()
+    grader.wait()
+    wait_until(lambda: not state.exists() or state.read_text().split()[2] == "Z")
+
+
+def wait_until(condition) -> None:
+    began = time.monotonic()
+    while not condition():
+        assert time.monotonic() - began < 60
+        time.sleep(0.05)
+
+
 def test_only_the_named_file_is_taken(course):
     impl = course.parent / "submission"
     (impl / "conftest.py").write_text("raise SystemExit('a conftest.py of the submission')\n")

@@ -259,7 +259,7 @@ def counted():
     """In place of the AP, which is 0 so early: how many images came together, and their truths' sum."""
     small()
     detection.average_precision = lambda found, truths: {"ap": len(found), "ap75": len(truths),
-                                                     "ap50": sum(t.double().sum().item() for t in truths)}
+                                                         "ap50": sum(t.double().sum().item() for t in truths)}
 
 
 @pytest.mark.parametrize("task", ["segmentation", "detection"])

@@ -240,7 +240,7 @@ def test_what_a_batch_holds_is_a_function_of_seed_epoch_and_index(tmp_path):
 
     def batches(epoch, start=0, seed=0, workers=0):
         made = Batches(source.train, source.transforms["train"], batch_size=2, train=True, seed=seed,
-                            workers=workers)
+                       workers=workers)
         torch.rand(5)                                       # what was drawn before must not matter
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

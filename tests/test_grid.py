@@ -1,5 +1,6 @@
 import json
 import math
+import re
 import statistics
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import grid  # noqa: E402
 import grid_report  # noqa: E402
 
 from mpvg_minimal import PESchedule, recipes  # noqa: E402
+from mpvg_minimal.errors import UserError  # noqa: E402
 
 BASE = recipes.SHAPES | {"num_classes": 16, "image_size": 32, "seed": 3, "pool": "cls", "pe": "once",
                          "pe_init": "learned"}
@@ -151,10 +153,14 @@ def test_the_development_is_the_mean_over_seeds(tmp_path, monkeypatch):
     assert list(last.get_ydata()) == pytest.approx([0.3, 0.6])
 
 
+def command(tmp_path):
+    return [sys.executable, "tutorials/grid.py", "--dataset", "shapes", "--tiny", "--name", "tiny", "--runs", tmp_path,
+            "--results", tmp_path / "results"]
+
+
 def run_grid(tmp_path, *flags, expect=0):
-    command = [sys.executable, "tutorials/grid.py", "--dataset", "shapes", "--tiny", "--name", "tiny",
-               "--runs", tmp_path, "--results", tmp_path / "results", *flags]
-    done = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(list(map(str, [*command(tmp_path), *flags])), cwd=ROOT, capture_output=True, text=True,
+                          timeout=240)
     assert done.returncode == expect, done.stdout + done.stderr
     return done
 
@@ -194,8 +200,10 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(tmp_path):
     (["--gap"], "the grid chooses pool itself, got gap"), (["--cells", "gap nothing"], "invalid choice"),
     (["--seed", "4"], "the grid chooses seed itself, got 4"), (["--seeds", "0"], "must be at least 1"),
     (["--table"], "holds no run yet: leave out --table")])
-def test_wrong_flags(tmp_path, flags, message):
-    assert message in run_grid(tmp_path, *flags, expect=2).stderr
+def test_wrong_flags(tmp_path, flags, message, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [*map(str, command(tmp_path)[1:]), *flags])
+    with pytest.raises(UserError, match=re.escape(message)):
+        grid.main()
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "results").glob("grid_*.json")), ids=lambda file: file.stem)

@@ -200,7 +200,7 @@ def draw_maps(args: argparse.Namespace, cell: str, path: Path) -> None:
         saved, cpu = checkpoint.newest(folder(args, cell, 0)), torch.device("cpu")
         source = data.open_source(args.dataset, args.data_dir)
         batches = assemble.build_batches(source, saved["settings"] | {"limit": 512, "batch_size": 512}, train=False,
-                                    workers=0, device=cpu)
+                                         workers=0, device=cpu)
         images = assemble.prepare_on(cpu, source)(next(batches.epoch())[0])
         plots.draw_counterbalance(balance.counterbalance(assemble.load_model(saved, build), images), path)
 

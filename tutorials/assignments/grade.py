@@ -9,6 +9,7 @@ and can, with some effort, forge the report. Grade strangers' code in a containe
 """
 import argparse
 import ast
+import ctypes
 import json
 import os
 import shutil
@@ -23,6 +24,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 START = 120                                             # seconds to import pytest and torch
 LARGEST_FILE = 2 ** 24                                  # bytes that a submission may print or write to one file
+DIE_WITH_PARENT = 1                                     # prctl's PR_SET_PDEATHSIG
 
 
 def assignments(folder: Path = HERE) -> list[str]:
@@ -76,7 +78,7 @@ def run(tests: list[str], work: Path, timeout: float) -> dict[str, dict]:
             env=os.environ | {"ASSIGNMENTS_REPORT": str(report), "OMP_NUM_THREADS": "1", "PYTEST_ADDOPTS": "",
                               "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
             cwd=work, stdin=subprocess.DEVNULL, stdout=said, stderr=said, start_new_session=True,
-            preexec_fn=limit_files)
+            preexec_fn=limit)
         why = wait(process, report, timeout)
         said.seek(0)
         last_words = said.read()[-2000:].decode(errors="replace")
@@ -123,10 +125,13 @@ def read(report: Path) -> Iterator[dict]:
             yield content
 
 
-def limit_files() -> None:
+def limit() -> None:
+    """In the tests' process: no large files, and on Linux it is killed when the grader itself is."""
     import resource
 
     resource.setrlimit(resource.RLIMIT_FSIZE, (LARGEST_FILE, LARGEST_FILE))
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(DIE_WITH_PARENT, signal.SIGKILL)
 
 
 def gradescope(results: dict[str, dict], seconds: float) -> dict:
