@@ -89,4 +89,9 @@ def test_the_command_measures_every_schedule_and_the_folded_model(tmp_path, flag
 def test_the_readmes_table_is_drawn_from_the_measurement():
     files = (ROOT / "results" / f"cost_cpu{kind}.json" for kind in ("", "_compiled"))
     rows = [row for file in files for row in json.loads(file.read_text())["rows"]]
-    assert cost.short_table(rows) in (ROOT / "README.md").read_text()
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    assert " ".join(cost.short_table(rows).split()) in readme
+    control = [row[f"{what}_ratio"] for row in rows for what in ("train", "inference") if row["variant"] == "none"]
+    assert f"PE once, lies between {min(control):.3f} and {max(control):.3f}" in readme
+    peer = [row["train_ratio"] for row in rows if row["variant"] == "vit-pytorch"]
+    assert f"trains {100 * min(peer) - 100:.0f} to {100 * max(peer) - 100:.0f} % faster" in readme
