@@ -1,6 +1,6 @@
 """Train a ViT on CIFAR-10, CIFAR-100 or the built-in shapes.
 
-    python train_cifar.py --gap --mpvg --dataset shapes     nothing to download; about half a minute on two CPU cores
+    python train_cifar.py --gap --mpvg --dataset shapes     nothing to download; under a minute on two CPU cores
     python train_cifar.py --gap --mpvg                      CIFAR-10, ViT-Lite, the published recipe of 300 epochs
 """
 from mpvg_minimal import assemble, cli, data, distributed, recipes
