@@ -111,8 +111,8 @@ def train(args: argparse.Namespace, settings: dict[str, Any], source: data.Sourc
         config = {"settings": settings, "environment": environment(device), "data_dir": args.data_dir}
         checkpoint.write_text(out / "config.json", json.dumps(config, indent=2) + "\n")
     mix = data.mixing(settings["num_classes"], mixup=settings["mixup"], cutmix=settings["cutmix"])
-    history = fit(run, parts["train"], parts["test"], prepare=prepare_on(device, source), mix=mix,
-                  task=task)
+    history = fit(run, parts["train"], parts["test"], prepare=prepare_on(device, source), mix=mix, task=task)
+    run.wrapped = run.model             # whoever keeps the run: DistributedDataParallel goes before the process group
     if distributed.is_first():
         plots.draw_curves(history, out / "curves.png", score=task.score)
         print(task.result.format(**history[-1]))

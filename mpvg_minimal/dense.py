@@ -93,7 +93,6 @@ def main() -> None:
         batches = assemble.build_batches(source, settings, train=False, workers=0, device=device)
         draw(run.ema.module if run.ema else run.model, batches, assemble.prepare_on(device, source), device,
              out / "predictions.png")
-    del run                     # the process group may not go before the DistributedDataParallel that uses it
     distributed.stop()
 
 

@@ -15,8 +15,6 @@ from tutorial_rules import RULES, Page, differs
 from tutorials.conftest import find_fences, find_values
 
 FOLDER = ROOT / "tutorials"
-PLANNED = frozenset({               # tutorials that others link to and that do not exist yet
-})
 
 
 def page_of(path):
@@ -35,17 +33,13 @@ def test_every_tutorial_keeps_every_rule(rule, page):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.path.relative_to(ROOT)))
 def test_links_lead_somewhere(page):
-    assert tutorial_rules.links(page, PLANNED) == []
-
-
-def test_a_planned_tutorial_does_not_exist_yet():
-    assert [name for name in sorted(PLANNED) if (FOLDER / name).exists()] == [], "take it out of PLANNED"
+    assert tutorial_rules.links(page) == []
 
 
 def test_the_syllabus_lists_all_nine_in_order():
     listed = re.findall(r"\]\((\d\d_\w+\.md)\)", (FOLDER / "README.md").read_text())
     assert [name[:2] for name in listed] == [f"{number:02}" for number in range(1, 10)]
-    assert {page.path.name for page in TUTORIALS} | PLANNED == set(listed)
+    assert {page.path.name for page in TUTORIALS} == set(listed)
 
 
 def test_every_figure_is_shown():
@@ -166,17 +160,16 @@ BAD = [
 def test_a_good_page_keeps_all_rules():
     page = Page(FOLDER / "08_good.md", GOOD)
     assert [complaint for rule in RULES for complaint in rule(page)] == []
-    assert tutorial_rules.links(page, frozenset({"09_elsewhere.md"})) == []
+    assert tutorial_rules.links(page) == []
     headed = GOOD.replace("[block.py](../mpvg_minimal/block.py)", "[read me](../README.md#what-mpvg-costs)")
-    assert tutorial_rules.links(Page(page.path, headed), frozenset({"09_elsewhere.md"})) == []
+    assert tutorial_rules.links(Page(page.path, headed)) == []
 
 
 @pytest.mark.parametrize("rule, old, new, complaint", BAD)
 def test_every_rule_can_complain(rule, old, new, complaint):
     assert GOOD.count(old) >= 1
     page = Page(FOLDER / "08_good.md", GOOD.replace(old, new, 1))
-    options = (frozenset({"09_elsewhere.md"}),) if rule == "links" else ()
-    complaints = getattr(tutorial_rules, rule)(page, *options)
+    complaints = getattr(tutorial_rules, rule)(page)
     assert complaints and complaint in complaints[0], complaints
 
 

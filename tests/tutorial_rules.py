@@ -263,8 +263,8 @@ def help_of(target: str, is_module: bool) -> str:
     return printed.getvalue()
 
 
-def links(page: Page, planned: frozenset[str] = frozenset()) -> list[str]:
-    """Relative links lead to files and headings that exist; images have a description. Files in `planned` may come."""
+def links(page: Page) -> list[str]:
+    """Relative links lead to files and headings that exist; images have a description."""
     wrong = []
     for image, words, target in LINK.findall(re.sub(r"`[^`\n]*`", "", page.prose)):
         if re.match(r"https?://", target):
@@ -272,7 +272,7 @@ def links(page: Page, planned: frozenset[str] = frozenset()) -> list[str]:
         file, _, heading = target.partition("#")
         path = page.path.parent / file if file else page.path
         if file and not path.exists():
-            wrong += [] if path.name in planned else [f"{target} does not exist"]
+            wrong.append(f"{target} does not exist")
         elif heading and heading not in headings(page.text if path == page.path else path.read_text()):
             wrong.append(f"{target}: no such heading")
         if image and not words.strip():

@@ -34,8 +34,11 @@ def mean_and_error(values: list[float], digits: int = 2, sign: str = "") -> str:
     """"mean ± standard error"; of one value no error can be told, and of none nothing."""
     if len(values) < 2:
         return f"{values[0]:{sign}.{digits}f} (one run)" if values else "–"
-    error = statistics.stdev(values) / math.sqrt(len(values))
-    return f"{statistics.mean(values):{sign}.{digits}f} ± {error:.{digits}f}"
+    return f"{statistics.mean(values):{sign}.{digits}f} ± {standard_error(values):.{digits}f}"
+
+
+def standard_error(values: list[float]) -> float:
+    return statistics.stdev(values) / math.sqrt(len(values))
 
 
 def paired(scores: dict[tuple[str, int], float], weights: dict[str, int]) -> list[float]:
@@ -100,7 +103,7 @@ def draw(runs: list[dict[str, Any]], groups: dict[str, dict[str, Any]], path: Pa
     figure, (left, right) = plt.subplots(1, 2, figsize=size, layout="constrained", width_ratios=[3, 2])
     for row, cell in enumerate(cells):
         top1 = [run["top1"] for run in runs if run["cell"] == cell]
-        error = statistics.stdev(top1) / math.sqrt(len(top1)) if len(top1) > 1 else 0
+        error = standard_error(top1) if len(top1) > 1 else 0
         colour = "C0" if cell.startswith("gap") else "C1"
         left.plot(top1, [row] * len(top1), ".", color=colour, alpha=0.4)
         left.errorbar(statistics.mean(top1), row, xerr=error, fmt="|", color=colour, capsize=3)
