@@ -13,8 +13,6 @@ from pathlib import Path
 
 from mpvg_minimal import assemble, cache, checkpoint, cli, data, distributed, recipes
 from mpvg_minimal.errors import one_line_errors
-from mpvg_minimal.run import autocast
-from mpvg_minimal.train import evaluate
 
 
 def parse() -> argparse.Namespace:
@@ -41,12 +39,10 @@ def test(args: argparse.Namespace, device) -> None:
     classes = {key: source.identity()[key] for key in ("num_classes", "classes")}
     checkpoint.refuse_other_settings({key: saved["settings"].get(key) for key in classes}, classes)
     settings = saved["settings"] | {"limit": args.limit}
-    batches = assemble.build_batches(source, settings, train=False, workers=args.workers, device=device)
-    amp = cli.choose_amp(args.amp, device)
-    loss, top1 = evaluate(assemble.load_model(saved).to(device), batches, prepare=assemble.prepare_on(device, source),
-                          device=device, autocast=autocast(device, amp))
+    metrics = assemble.test(assemble.load_model(saved), source, settings, device, workers=args.workers,
+                            amp=cli.choose_amp(args.amp, device))
     if distributed.is_first():
-        print(f"test loss: {loss:.4f}\ntest accuracy: {top1:.2f} %")
+        print("test loss: {test_loss:.4f}\ntest accuracy: {top1:.2f} %".format(**metrics))
 
 
 def main() -> None:

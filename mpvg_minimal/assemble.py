@@ -6,16 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from . import checkpoint, data, distributed, plots
 from .batches import Batches
+from .classification import CLASSIFICATION
 from .cli import choose_amp, choose_workers
 from .compiling import choose_mode
 from .device_data import DeviceBatches
 from .errors import UserError
 from .measure import environment
-from .run import Run, start
-from .train import CLASSIFICATION, Task, fit
+from .run import Run, Task, autocast, start
+from .train import fit
 from .vit import SIZES, ViT, resize_pe
 
 
@@ -60,6 +62,22 @@ def prepare_on(device: torch.device, source: data.Source) -> Any:
     """uint8 images on the device -> normalised ones."""
     mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (source.mean, source.std))
     return lambda images: data.normalise(images, mean, std)
+
+
+def first_images(source: data.Source, settings: dict[str, Any], count: int) -> Tensor:
+    """The first `count` test images, normalised, (B, 3, H, W) on the CPU."""
+    cpu = torch.device("cpu")
+    settings = {**settings, "limit": count, "batch_size": count}
+    batches = build_batches(source, settings, train=False, workers=0, device=cpu)
+    return prepare_on(cpu, source)(next(iter(batches.epoch()))[0])
+
+
+def test(model: nn.Module, source: data.Source, settings: dict[str, Any], device: torch.device, *,
+         task: Task = CLASSIFICATION, workers: int | None = 0, amp: torch.dtype | None = None) -> dict[str, Any]:
+    """The metrics of a model on the test images, as after an epoch of training."""
+    batches = build_batches(source, settings, train=False, workers=workers, device=device)
+    return task.test(model.to(device), batches, prepare=prepare_on(device, source), device=device,
+                     autocast=autocast(device, amp))
 
 
 def load_model(saved: dict[str, Any], build: Callable = build_model) -> Any:

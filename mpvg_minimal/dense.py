@@ -18,16 +18,12 @@ from torchvision.ops import nms
 from . import assemble, checkpoint, cli, distributed, plots, recipes
 from .dense_data import open_dense
 from .dense_files import IGNORED
-from .detection import Detector, detection_loss, test_detector
+from .detection import DETECTION, Detector
 from .errors import UserError, one_line_errors
-from .run import Task
-from .segmentation import Segmenter, segmentation_loss, test_segmenter
+from .segmentation import SEGMENTATION, Segmenter
 from .vit import SIZES
 
-TASKS = {"segmentation": Task(segmentation_loss, test_segmenter, "train_pixel_accuracy", "mean_iou",
-                              "mean IoU {mean_iou:.4f}  pixels {pixel_accuracy:.4f}", "test mean IoU: {mean_iou:.4f}"),
-         "detection": Task(detection_loss, test_detector, None, "ap50", "AP {ap:.4f}  AP50 {ap50:.4f}",
-                           "test AP: {ap:.4f}  AP50: {ap50:.4f}")}
+TASKS = {"segmentation": SEGMENTATION, "detection": DETECTION}
 
 
 def build(settings: dict[str, Any]) -> Segmenter | Detector:

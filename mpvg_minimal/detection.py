@@ -17,8 +17,8 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.fcos import FCOS, FCOSHead
 
 from . import distributed
+from .run import Task, outputs
 from .segmentation import token_map
-from .train import outputs
 from .vit import ViT
 
 
@@ -127,3 +127,7 @@ def average_precision(found: list[dict[str, Tensor]], truths: list[Tensor]) -> d
     precision = torch.from_numpy(evaluation.eval["precision"])              # (10 IoUs, 101 recalls, K, 1, 1); or -1
     mean = [level[level > -1].mean().item() for level in (precision, precision[0], precision[5])]
     return dict(zip(("ap", "ap50", "ap75"), mean))
+
+
+DETECTION = Task(detection_loss, test_detector, hits=None, score="ap50", line="AP {ap:.4f}  AP50 {ap50:.4f}",
+                 result="test AP: {ap:.4f}  AP50: {ap50:.4f}")

@@ -102,7 +102,7 @@ def main() -> None:
     saved = checkpoint.newest(args.run)
     if not saved["history"]:
         raise UserError(f"{args.run} has not finished an epoch: there is nothing to draw yet")
-    settings = saved["settings"] | {"limit": args.images, "batch_size": args.images}
+    settings = saved["settings"]
     place = (settings["dataset"], checkpoint.read_config(args.run)["data_dir"], settings["image_size"])
     if "task" in settings:
         score, source = dense.TASKS[settings["task"]].score, dense_data.open_dense(settings["task"], *place)
@@ -110,10 +110,7 @@ def main() -> None:
     else:
         score, source, model = "top1", data.open_source(*place), assemble.load_model(saved)
     draw_curves(saved["history"], args.run / "curves.png", score=score)
-    cpu = torch.device("cpu")
-    batches = assemble.build_batches(source, settings, train=False, workers=0, device=cpu)
-    images, _ = next(batches.epoch())
-    balances = counterbalance(model, assemble.prepare_on(cpu, source)(images))
+    balances = counterbalance(model, assemble.first_images(source, settings, args.images))
     draw_counterbalance(balances, args.run / "counterbalance.png")
     for balance in balances:
         if balance.pe is not None:

@@ -3,7 +3,7 @@
 Source of the loss scaling: Micikevicius et al. 2018 (mixed precision); weight decay on linear maps only: as in DeiT.
 """
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +28,22 @@ class Task(NamedTuple):
     score: str                  # the metric that counts
     line: str                   # how to print the test's metrics after an epoch,
     result: str                 # and at the end
+
+
+def outputs(model: nn.Module, batches: Any, *, prepare: Callable, device: torch.device, autocast: Any,
+            between: Callable = lambda: None) -> Iterator[tuple[Any, Tensor]]:
+    """(what the model gives in eval mode, labels) for each batch of this process; `between` is called after each."""
+    model.eval()
+    done = 0
+    for images, labels in batches.epoch():
+        labels = labels.to(device, non_blocking=True)
+        with autocast:
+            output = model(prepare(images.to(device, non_blocking=True)))
+        yield output, labels
+        done += 1
+        between()
+    for _ in range(done, len(batches)):                         # a process without a share of the last batch:
+        between()                                               # every process has to ask the others equally often
 
 
 @dataclass

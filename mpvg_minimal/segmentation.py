@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy, interpolate, pixel_shuffle
 
 from . import distributed
 from .dense_files import IGNORED
-from .train import outputs
+from .run import Task, outputs
 from .vit import ViT
 
 
@@ -76,3 +76,7 @@ def iou_of(confusion: Tensor) -> dict[str, float]:
     both, either = confusion.diagonal(), confusion.sum(0) + confusion.sum(1) - confusion.diagonal()
     return {"mean_iou": (both / either)[either > 0].mean().item(),
             "pixel_accuracy": (both.sum() / confusion.sum()).item()}
+
+
+SEGMENTATION = Task(segmentation_loss, test_segmenter, hits="train_pixel_accuracy", score="mean_iou",
+                    line="mean IoU {mean_iou:.4f}  pixels {pixel_accuracy:.4f}", result="test mean IoU: {mean_iou:.4f}")

@@ -1,26 +1,27 @@
 """The training loop: plain functions over one `Run` (run.py), which is what a checkpoint holds.
 
-    fit          for every epoch: train_epoch, evaluate, save
+    fit          for every epoch: train_epoch, test, save
     train_epoch  for every batch: to the device, normalise, mix, train_step
     train_step   forward, loss; then scale, backward, unscale, clip, step, update, in this order
 
 Nothing in a step waits for the device: losses add up there and are read every `LOOK` steps. Every random draw
 comes from (seed, epoch, step), see seeding.py, so a run that is resumed goes on bit for bit.
-Shapes: B images of one process in one step, K classes. The settings' keys: see recipes.py.
+What is trained is classification.py's `Task` unless told otherwise. Shapes: B images of one process in one step,
+K classes. The settings' keys: see recipes.py.
 """
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from tqdm import tqdm
 
 from . import distributed
+from .classification import CLASSIFICATION, classification_loss
 from .errors import Interrupted, NonFinite
 from .interrupt import Interrupt, noted
 from .run import Run, Task
@@ -39,15 +40,8 @@ def learning_rate(update: int, total: int, *, lr: float, final_lr: float, warmup
     return final_lr + (lr - final_lr) * (1 + math.cos(math.pi * progress)) / 2
 
 
-def classify(model: nn.Module, images: Tensor, labels: Tensor, *, label_smoothing: float) -> tuple[Tensor, Tensor]:
-    """(mean loss, number of hits) of images (B, 3, H, W) with labels (B,) or (B, K)."""
-    logits = model(images)                                                  # (B, K)
-    hits = logits.detach().argmax(1) == (labels if labels.ndim == 1 else labels.argmax(1))
-    return cross_entropy(logits, labels, label_smoothing=label_smoothing), hits.sum()
-
-
 def train_step(run: Run, images: Tensor, targets: Tensor, *, lr: float, label_smoothing: float = 0.0,
-               clip_grad: float = 0.0, accumulate: int = 1, loss_of: Callable = classify) -> None:
+               clip_grad: float = 0.0, accumulate: int = 1, loss_of: Callable = classification_loss) -> None:
     """One update from images (B, 3, H, W) and their targets (B, ...), taken in `accumulate` parts.
 
     A non-finite gradient moves nothing. In fp16 the scaler sees to that and tries a smaller scale. Otherwise the
@@ -101,7 +95,7 @@ def look(run: Run) -> tuple[float, float]:
 
 
 def train_epoch(run: Run, batches: Any, *, prepare: Callable, mix: Callable | None, interrupt: Interrupt,
-                loss_of: Callable = classify) -> None:
+                loss_of: Callable = classification_loss) -> None:
     """From `run.step` to the end of the epoch."""
     run.model.train()
     s, total = run.settings, run.settings["epochs"] * len(batches)
@@ -123,40 +117,6 @@ def train_epoch(run: Run, batches: Any, *, prepare: Callable, mix: Callable | No
             hits = f"accuracy {accuracy:.1f} %, " if accuracy else ""        # a task without hits counts none
             bar.set_postfix_str(f"loss {loss:.3f}, {hits}{speed:,.0f} images/s")
         save_if_interrupted(run, interrupt)
-
-
-def outputs(model: nn.Module, batches: Any, *, prepare: Callable, device: torch.device, autocast: Any,
-            between: Callable = lambda: None) -> Iterator[tuple[Any, Tensor]]:
-    """(what the model gives in eval mode, labels) for each batch of this process; `between` is called after each."""
-    model.eval()
-    done = 0
-    for images, labels in batches.epoch():
-        labels = labels.to(device, non_blocking=True)
-        with autocast:
-            output = model(prepare(images.to(device, non_blocking=True)))
-        yield output, labels
-        done += 1
-        between()
-    for _ in range(done, len(batches)):                         # a process without a share of the last batch:
-        between()                                               # every process has to ask the others equally often
-
-
-@torch.no_grad()
-def evaluate(model: nn.Module, batches: Any, **options: Any) -> tuple[float, float]:
-    """(mean loss, top-1 in %) over all images of all processes, exactly. Options: see `outputs`."""
-    device = options["device"]
-    exact = torch.float32 if device.type == "mps" else torch.float64
-    totals = torch.zeros(3, dtype=exact, device=device)         # loss sum, correct, images
-    for logits, labels in outputs(model, batches, **options):
-        loss = cross_entropy(logits.float(), labels, reduction="sum")
-        totals += torch.stack([loss, (logits.argmax(1) == labels).sum(), loss.new_full((), len(labels))])
-    loss, correct, images = distributed.summed(totals).tolist()
-    return loss / images, 100 * correct / images
-
-
-CLASSIFICATION = Task(classify, lambda *args, **options: dict(zip(("test_loss", "top1"), evaluate(*args, **options))),
-                      "train_top1", "top1", "test loss {test_loss:.4f}  top-1 {top1:.2f} %",
-                      "test accuracy: {top1:.2f} %")
 
 
 def save_if_interrupted(run: Run, interrupt: Interrupt) -> None:

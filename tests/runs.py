@@ -24,7 +24,7 @@ from PIL import Image
 
 import train_cifar  # noqa: F401  imported once here, so that no child has to
 import train_imagenet  # noqa: F401
-from mpvg_minimal import checkpoint, data, train
+from mpvg_minimal import checkpoint, classification, data
 from mpvg_minimal.errors import one_line_errors
 from mpvg_minimal.shapes import Shapes
 
@@ -154,7 +154,7 @@ def before(owner: Any, name: str, call_number: int, act: Callable[[], None], *,
 def in_evaluation(number: int, act: Callable[[], None]) -> Callable[[], None]:
     """A fault: `act` after the first batch of the given evaluation."""
     def fault():
-        original, calls = train.evaluate, itertools.count(1)
+        original, calls = classification.outputs, itertools.count(1)
 
         def patched(*args, between, **options):
             def after_batch():
@@ -165,7 +165,7 @@ def in_evaluation(number: int, act: Callable[[], None]) -> Callable[[], None]:
                 between()
             first = next(calls) == number
             return original(*args, between=after_batch, **options)
-        train.evaluate = patched
+        classification.outputs = patched
     return fault
 
 

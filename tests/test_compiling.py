@@ -9,10 +9,11 @@ from torch import nn
 from torch._dynamo.testing import CompileCounter
 
 from mpvg_minimal import compiling, distributed, vit_nano
+from mpvg_minimal.classification import CLASSIFICATION
 from mpvg_minimal.compiling import GRAPHS, choose_mode
 from mpvg_minimal.recipes import CIFAR
 from mpvg_minimal.run import start
-from mpvg_minimal.train import evaluate, train_step
+from mpvg_minimal.train import train_step
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 SETTINGS = CIFAR | dict(batch_size=4, image_size=32, num_classes=16, accumulate=1, seed=0)
@@ -48,7 +49,8 @@ def count_compilations(pe, pool):
         for step in range(3):
             train_step(trained, torch.randn(4, 3, 32, 32), torch.zeros(4).long(), lr=1e-3)
         counts.append(counter.frame_count)
-        evaluate(trained.model, Tested(), prepare=lambda images: images, device=CPU, autocast=trained.autocast())
+        CLASSIFICATION.test(trained.model, Tested(), prepare=lambda images: images, device=CPU,
+                            autocast=trained.autocast())
         counts.append(counter.frame_count)
     assert counts == [1, 3, 3, 3, 3, 3]
 

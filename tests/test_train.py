@@ -8,10 +8,11 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from mpvg_minimal import ViT
+from mpvg_minimal.classification import CLASSIFICATION
 from mpvg_minimal.interrupt import Interrupt
 from mpvg_minimal.recipes import CIFAR, IMAGENET, SHAPES
 from mpvg_minimal.run import parameter_groups, start
-from mpvg_minimal.train import evaluate, fit, learning_rate, look, train_epoch, train_step
+from mpvg_minimal.train import fit, learning_rate, look, train_epoch, train_step
 
 CPU = torch.device("cpu")
 
@@ -150,9 +151,9 @@ def test_evaluation_weighs_every_image_once_also_in_a_smaller_last_batch():
         logits = model.eval()(images).double()
     top1 = 100 * (logits.argmax(1) == labels).double().mean().item()
     loss = -logits.log_softmax(1)[range(19), labels].mean().item()
-    result = evaluate(model.train(), Fixed(batches), prepare=lambda x: x, device=CPU, autocast=torch.autocast(
-        "cpu", enabled=False))
-    assert result == pytest.approx((loss, top1), rel=1e-5)
+    result = CLASSIFICATION.test(model.train(), Fixed(batches), prepare=lambda x: x, device=CPU,
+                                 autocast=torch.autocast("cpu", enabled=False))
+    assert result == pytest.approx({"test_loss": loss, "top1": top1}, rel=1e-5)
 
 
 def test_a_steps_randomness_comes_from_seed_epoch_and_step_alone(tmp_path):

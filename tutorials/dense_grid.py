@@ -45,10 +45,8 @@ def zeroed(out: Path) -> float | None:
         return None
     model.vit.last_norm.pe_norm.weight.zero_()
     model.vit.last_norm.pe_norm.bias.zero_()
-    cpu, source, task = torch.device("cpu"), dense_data.open_shapes(settings["task"]), dense.TASKS[settings["task"]]
-    batches = assemble.build_batches(source, settings, train=False, workers=0, device=cpu)
-    return task.test(model, batches, prepare=assemble.prepare_on(cpu, source), device=cpu,
-                     autocast=torch.autocast("cpu", enabled=False))[task.score]
+    source, task = dense_data.open_shapes(settings["task"]), dense.TASKS[settings["task"]]
+    return assemble.test(model, source, settings, torch.device("cpu"), task=task)[task.score]
 
 
 def record(out: Path, machine: str) -> dict[str, Any]:

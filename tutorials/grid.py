@@ -33,8 +33,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tutorials")]
 from grid_report import draw, draw_development, table  # noqa: E402
 
 from mpvg_minimal import PESchedule, ViT, assemble, balance, checkpoint, cli, data, plots, recipes  # noqa: E402
+from mpvg_minimal.classification import CLASSIFICATION  # noqa: E402
 from mpvg_minimal.errors import UserError, one_line_errors  # noqa: E402
-from mpvg_minimal.train import CLASSIFICATION  # noqa: E402
 
 # What a CPU can do in minutes. No augmentation: in five epochs there is nothing to protect from.
 REDUCED = recipes.SHAPES | dict(epochs=5, limit=20_000)
@@ -197,24 +197,19 @@ def results(args: argparse.Namespace, jobs: list[tuple[str, int]]) -> Iterator[d
 def draw_maps(args: argparse.Namespace, cell: str, path: Path) -> None:
     """Tokens and PE of the first seed's trained model at every place, as the paper draws them, if its run is here."""
     if (folder(args, cell, 0) / "result.json").exists():
-        saved, cpu = checkpoint.newest(folder(args, cell, 0)), torch.device("cpu")
-        source = data.open_source(args.dataset, args.data_dir)
-        batches = assemble.build_batches(source, saved["settings"] | {"limit": 512, "batch_size": 512}, train=False,
-                                         workers=0, device=cpu)
-        images = assemble.prepare_on(cpu, source)(next(batches.epoch())[0])
+        saved = checkpoint.newest(folder(args, cell, 0))
+        images = assemble.first_images(data.open_source(args.dataset, args.data_dir), saved["settings"], 512)
         plots.draw_counterbalance(balance.counterbalance(assemble.load_model(saved, build), images), path)
 
 
 @torch.no_grad()
 def zeroed(saved: dict[str, Any], source: data.Source, device: torch.device) -> float | None:
     """Top-1 of the trained model without PE at the last norm; None where there is none."""
-    model, settings = assemble.load_model(saved, build).to(device), saved["settings"]
+    model = assemble.load_model(saved, build)
     if model.pe.schedule.at_last_norm is None:
         return None
     model.pe.schedule = replace(model.pe.schedule, at_last_norm=None)
-    batches = assemble.build_batches(source, settings, train=False, workers=0, device=device)
-    return CLASSIFICATION.test(model, batches, prepare=assemble.prepare_on(device, source), device=device,
-                               autocast=torch.autocast(device.type, enabled=False))["top1"]
+    return assemble.test(model, source, saved["settings"], device)["top1"]
 
 
 def parse() -> argparse.Namespace:
