@@ -76,8 +76,9 @@ def test_the_command_measures_every_schedule_and_the_folded_model(tmp_path, flag
     result = json.loads((tmp_path / name).read_text())
     assert all(row["compiled"] == bool(flags) for row in result["rows"])
     rows = {row["variant"]: row for row in result["rows"]}
-    assert set(rows) == {*cost.SCHEDULES, "mpvg, folded"}
+    assert set(rows) == {*cost.SCHEDULES, cost.COPY, "mpvg, folded"}
     assert rows["once"]["train_ratio"] == rows["once"]["inference_ratio"] == 1.0
+    assert rows[cost.COPY]["train_ratio"] != 1.0 and rows[cost.COPY]["parameters"] == rows["once"]["parameters"]
     assert all(row["inference_images_per_second"] > 0 for row in rows.values())
     assert rows["mpvg"]["parameters"] == sum(p.numel() for p in vit_nano(pe="mpvg").parameters())
     assert "train_ratio" not in rows["mpvg, folded"]
