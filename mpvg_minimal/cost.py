@@ -10,9 +10,7 @@ rounds for inference, which takes a third of the time. The ratio of PE once to a
 the noise.
 Training is `train_step` from train.py for everybody, peers included. Shapes: B images.
 """
-import json
 import statistics
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,7 @@ from torch import Tensor, nn
 from . import cli, plots
 from .balance import fold_last_pe
 from .errors import UserError, one_line_errors
-from .measure import environment, forward_flops, interleaved, kept_for_backward, peak_memory
+from .measure import forward_flops, header, interleaved, kept_for_backward, peak_memory, write
 from .recipes import CIFAR
 from .run import autocast, start
 from .train import train_step
@@ -101,12 +99,13 @@ def summary(what: str, seconds: list[float], once: list[float], batch: int) -> d
 
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows as a Markdown table."""
-    lines = ["| model | PE | parameters | GFLOP forward | MB kept for backward, an image | training images/s "
-             "| to `once` | inference images/s | to `once` |", "|---|---|---|---|---|---|---|---|---|"]
+    lines = ["| model | PE | parameters | GFLOP forward | MB kept for backward, an image | peak MB of a step "
+             "| training images/s | to `once` | inference images/s | to `once` |", "|---" * 10 + "|"]
     for row in rows:
         kept = f"{row['kept_mb_per_image']:.2f}" if "kept_mb_per_image" in row else "–"
+        peak = f"{row['peak_mb']:,.0f}" if row.get("peak_mb") else "–"
         cells = [row["model"] + (", compiled" if row["compiled"] else ""), row["variant"], f"{row['parameters']:,}",
-                 f"{row['gflop_forward']:.3f}", kept]
+                 f"{row['gflop_forward']:.3f}", kept, peak]
         for what in ("train", "inference"):
             if f"{what}_ratio" in row:
                 cells += [f"{row[f'{what}_images_per_second']:,.0f}", f"{row[f'{what}_ratio']:.3f}"]
@@ -146,16 +145,15 @@ def main() -> None:
     device = cli.choose_device(args.device)
     amp = cli.choose_amp(args.amp, device)
     torch._dynamo.config.recompile_limit = 100          # all candidates share ViT.forward: past 8 it would run eagerly
-    args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / f"cost_{device.type}{'_compiled' if args.compile else ''}.json"
-    result = {"command": " ".join(["python -m mpvg_minimal.cost", *sys.argv[1:]]), "environment": environment(device),
-              "threads": torch.get_num_threads(), "rounds": args.rounds, "amp": str(amp), "rows": []}
+    result = header("mpvg_minimal.cost", device) | {"rounds": args.rounds, "amp": str(amp), "rows": []}
+    write(result, path)                                 # now: whoever cannot should not learn it in an hour
     for name in args.models:
         batch = args.batch or BATCH[name][device.type == "cuda"]
         new = measure(name, device, amp, batch=batch, rounds=args.rounds, compiled=args.compile, peers=args.peers)
         print(table(new), flush=True)
         result["rows"] += new
-        path.write_text(json.dumps(result, indent=1) + "\n")            # now: the next model takes a while
+        write(result, path)
     plots.draw_cost(result["rows"], path.with_suffix(".png"))
     print(f"written: {path}, {path.with_suffix('.png')}")
 

@@ -1,16 +1,21 @@
 """The instruments: seconds in turns, FLOPs, bytes, and what a figure depends on. Shapes: B images."""
+import json
 import os
 import platform
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import torchvision
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+
+from .errors import UserError
 
 
 def environment(device: torch.device) -> dict[str, str]:
@@ -21,6 +26,21 @@ def environment(device: torch.device) -> dict[str, str]:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
     return {"python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__,
             "device": f"{device.type}: {name}", "commit": git.stdout.strip() or "unknown"}
+
+
+def header(module: str, device: torch.device) -> dict[str, Any]:
+    """What the file of a measurement begins with. module: whose command it is."""
+    return {"command": " ".join([f"python -m {module}", *sys.argv[1:]]), "environment": environment(device),
+            "threads": torch.get_num_threads()}
+
+
+def write(result: dict[str, Any], path: Path) -> None:
+    """A measurement as JSON. UserError if it cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(result, indent=1) + "\n")
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror}): name another folder by --out") from error
 
 
 def interleaved(candidates: dict[str, Callable], *, rounds: int, device: torch.device) -> dict[str, list[float]]:

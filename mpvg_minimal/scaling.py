@@ -15,7 +15,6 @@ import argparse
 import io
 import json
 import statistics
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -27,8 +26,8 @@ from torchvision.transforms.v2.functional import to_pil_image
 from . import cli
 from .cache import shrunk
 from .data import IMAGENET_STATS, Source, augmentation, shorter_side
-from .errors import one_line_errors
-from .measure import environment, forward_flops
+from .errors import UserError, one_line_errors
+from .measure import forward_flops, header, write
 from .recipes import IMAGENET
 from .vit import SIZES
 
@@ -112,11 +111,10 @@ def main() -> None:
     args = parser.parse_args()
     path = args.out / "images_cpu.json"
     if args.measure:
-        result = {"command": " ".join(["python -m mpvg_minimal.scaling", *sys.argv[1:]]), "images": args.images,
-                  "rounds": args.rounds, "environment": environment(torch.device("cpu")),
-                  **measure(args.images, args.rounds)}
-        args.out.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(result, indent=1) + "\n")
+        measured = {"images": args.images, "rounds": args.rounds} | measure(args.images, args.rounds)
+        write(header("mpvg_minimal.scaling", torch.device("cpu")) | measured, path)
+    if not path.exists():
+        raise UserError(f"{path} is not there: --measure makes it")
     print(table({kind: times["augmented"] for kind, times in json.loads(path.read_text())["milliseconds"].items()}))
 
 

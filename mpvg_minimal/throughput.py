@@ -14,7 +14,6 @@ import argparse
 import json
 import os
 import statistics
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from . import assemble, cache, cli, data, distributed, recipes
 from .compiling import choose_mode
 from .errors import UserError, one_line_errors
 from .interrupt import Interrupt
-from .measure import environment, forward_flops, interleaved, synchronize
+from .measure import forward_flops, header, interleaved, synchronize, write
 from .run import Run, start
 from .train import train_epoch, train_step
 from .vit import SIZES
@@ -152,16 +151,13 @@ def main() -> None:
     size, classes = (224, 1000) if args.dataset == "imagenet" else (32, 100)
     settings = cli.settings_of(args, device, recipe, dataset=args.dataset, num_classes=classes, image_size=size)
     amp = cli.choose_amp(args.amp, device)
-    result = {"command": " ".join(["python -m mpvg_minimal.throughput", *sys.argv[1:]]), "settings": settings,
-              "environment": environment(device), "threads": torch.get_num_threads(), "rounds": args.rounds}
+    result = header("mpvg_minimal.throughput", device) | {"settings": settings, "rounds": args.rounds}
     for part in args.parts:
         result[part] = PARTS[part](settings, device, args, amp)
         if distributed.is_first():
             print(part, json.dumps(result[part]), flush=True)
     if distributed.is_first():
-        args.out.mkdir(parents=True, exist_ok=True)
-        name = "_".join(["throughput", device.type, settings["model"], *args.parts])
-        (args.out / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+        write(result, args.out / ("_".join(["throughput", device.type, settings["model"], *args.parts]) + ".json"))
     distributed.stop()
 
 

@@ -8,7 +8,8 @@ import torch
 from conftest import ROOT
 from torch import nn
 
-from mpvg_minimal import cost, measure, vit_lite, vit_nano
+from mpvg_minimal import cost, measure, scaling, vit_lite, vit_nano
+from mpvg_minimal.errors import UserError
 from mpvg_minimal.throughput import Repeated
 
 CPU = torch.device("cpu")
@@ -64,6 +65,22 @@ def test_the_ratio_is_the_median_of_the_rounds_ratios():
 def test_a_repeated_batch_stands_in_for_a_loader():
     batches = Repeated(("images", "labels"), 5)
     assert len(batches) == 5 and list(batches.epoch(3, start=2)) == [("images", "labels")] * 3
+
+
+def test_a_peak_is_shown_where_the_device_tells_it():
+    row = {"model": "vit_nano", "variant": "once", "compiled": False, "parameters": 1, "gflop_forward": 1.0}
+    shown = [cost.table([row | peak]).splitlines()[-1].split(" | ")[5] for peak in ({}, {"peak_mb": 1234.4})]
+    assert shown == ["–", "1,234"]
+
+
+@pytest.mark.parametrize("module, flags, why", [
+    (cost, [], "cannot be written"), (scaling, ["--measure", "--images", "1", "--rounds", "1"], "cannot be written"),
+    (scaling, [], "is not there: --measure makes it")])
+def test_a_folder_of_results_that_cannot_be_used_is_one_line(module, flags, why, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr("sys.argv", ["", *flags, "--out", str(tmp_path / "file" / "results")])
+    with pytest.raises(UserError, match=why):
+        module.main()
 
 
 @pytest.mark.parametrize("flags, name", [

@@ -159,7 +159,8 @@ def train(args: argparse.Namespace, cell: str, seed: int) -> None:
     assemble.train(args, settings | source.identity(), source, out, device, build=build, task=task)
     saved = checkpoint.newest(out)
     history = saved["history"]
-    result = {"cell": cell, "seed": seed, "top1": history[-1]["top1"], "zeroed": zeroed(saved, source, device),
+    without = zeroed(saved, source, device, cli.choose_amp(args.amp, device))
+    result = {"cell": cell, "seed": seed, "top1": history[-1]["top1"], "zeroed": without,
               "seconds": round(sum(line["seconds"] for line in history), 1), "machine": args.machine,
               "data": args.data_name, "environment": checkpoint.read_config(out)["environment"],
               "settings": saved["settings"], "epochs": history}
@@ -203,13 +204,13 @@ def draw_maps(args: argparse.Namespace, cell: str, path: Path) -> None:
 
 
 @torch.no_grad()
-def zeroed(saved: dict[str, Any], source: data.Source, device: torch.device) -> float | None:
-    """Top-1 of the trained model without PE at the last norm; None where there is none."""
+def zeroed(saved: dict[str, Any], source: data.Source, device: torch.device, amp: torch.dtype | None) -> float | None:
+    """Top-1 of the trained model without PE at the last norm, in the run's precision; None where there is none."""
     model = assemble.load_model(saved, build)
     if model.pe.schedule.at_last_norm is None:
         return None
     model.pe.schedule = replace(model.pe.schedule, at_last_norm=None)
-    return assemble.test(model, source, saved["settings"], device)["top1"]
+    return assemble.test(model, source, saved["settings"], device, amp=amp)["top1"]
 
 
 def parse() -> argparse.Namespace:
