@@ -6,6 +6,7 @@ damaged one never takes the place of a good one: `torch.load` accepts flipped bi
 is a zip, and a zip holds a checksum for every part. And `weights_only=True` everywhere: an ordinary pickle runs
 whatever code its author put into it, this loads tensors and plain types only, so only these are saved.
 """
+import io
 import json
 import os
 import sys
@@ -17,7 +18,7 @@ from typing import Any, BinaryIO
 
 import torch
 
-from .errors import UserError, lost_loader, reason
+from .errors import UserError, reason
 
 NEWEST, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
 
@@ -27,8 +28,12 @@ def save(folder: Path, content: dict[str, Any]) -> None:
 
     content: tensors and plain types, nested. UserError if it cannot be written; what was there is then untouched.
     """
+    # In memory first. An exception that leaves torch's writer before its end, such as the one for a dead loader, which
+    # comes at any line, makes it write once more when it is freed; if its file is closed by then, the process aborts.
+    whole = io.BytesIO()
+    torch.save(content, whole)
     with replacing(folder / NEWEST, keep=folder / PREVIOUS) as file:
-        torch.save(content, file)
+        file.write(whole.getbuffer())
 
 
 def write_text(path: Path, text: str) -> None:
@@ -50,13 +55,12 @@ def replacing(path: Path, *, keep: Path | None = None) -> Iterator[BinaryIO]:
             os.replace(path, keep)
         os.replace(temporary, path)
         flush_folder(path.parent)
-    except (OSError, RuntimeError) as error:        # a full disk is an OSError or, from torch.save, a RuntimeError
-        with suppress(OSError):
-            temporary.unlink()
-        if lost_loader(error):
-            raise
+    except OSError as error:
         raise UserError(f"could not write {path} ({reason(error)}): is the disk full? The checkpoint before it "
                         "is intact; make room and go on with --resume") from error
+    finally:
+        with suppress(OSError):                                 # it is there no more if all went well
+            temporary.unlink()
 
 
 def flush_folder(folder: Path) -> None:

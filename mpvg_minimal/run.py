@@ -1,4 +1,4 @@
-"""What a training run consists of: everything that a checkpoint holds, and nothing else.
+"""What a training run consists of, everything that a checkpoint holds and nothing else; and what a task is to the loop.
 
 Source of the loss scaling: Micikevicius et al. 2018 (mixed precision); weight decay on linear maps only: as in DeiT.
 """

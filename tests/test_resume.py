@@ -435,6 +435,21 @@ def test_a_worker_that_dies_while_it_hands_over_a_batch(undisturbed, tmp_path, e
 
 
 @pytest.mark.promise("lost process")
+def test_a_worker_that_dies_while_a_checkpoint_is_written(undisturbed, tmp_path):
+    """torch's writer, left before its end, writes when it is freed, and aborts if its file is closed by then."""
+    script, _ = with_data(CONFIGS["augmented, 2 workers, EMA"], undisturbed.folder)
+
+    def dies():
+        raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed.")    # from torch's SIGCHLD handler
+    fault = before(torch.serialization._open_zipfile_writer_buffer, "__exit__", 2, dies)
+    ended = run(*script, "--out", tmp_path, fault=fault, timeout=15)
+    assert ended.code == 1 and ended.err.count("\n") == 1
+    assert ended.err.startswith("error: a process that loads images died (")
+    assert run(*script, "--out", tmp_path, "--resume").code == 0
+    assert_same(tmp_path, undisturbed("augmented, 2 workers, EMA"))
+
+
+@pytest.mark.promise("lost process")
 @pytest.mark.parametrize("moment", ["training", "evaluation"])
 def test_a_killed_worker(undisturbed, tmp_path, moment):
     script, _ = with_data(CONFIGS["augmented, 2 workers, EMA"], undisturbed.folder)
