@@ -29,8 +29,8 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         B, N, D = x.shape
-        qkv = self.qkv(x).view(B, N, 3, self.heads, D // self.heads)        # (B, N, D) -> (B, N, 3, H, D / H)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)                      # 3 x (B, H, N, D / H)
+        heads = (B, N, self.heads, D // self.heads)
+        q, k, v = (y.view(heads).transpose(1, 2) for y in self.qkv(x).chunk(3, dim=2))      # 3 x (B, H, N, D / H)
         x = scaled_dot_product_attention(q, k, v, dropout_p=self.attention_dropout if self.training else 0.0)
         x = x.transpose(1, 2).reshape(B, N, D)                              # (B, H, N, D / H) -> (B, N, D)
         return self.dropout(self.proj(x))

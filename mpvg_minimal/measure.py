@@ -30,8 +30,9 @@ def environment(device: torch.device) -> dict[str, str]:
 
 def header(module: str, device: torch.device) -> dict[str, Any]:
     """What the file of a measurement begins with. module: whose command it is."""
+    memory = {name: value for name, value in os.environ.items() if name.startswith(("MALLOC_", "PYTORCH_CUDA_ALLOC"))}
     return {"command": " ".join([f"python -m {module}", *sys.argv[1:]]), "environment": environment(device),
-            "threads": torch.get_num_threads()}
+            "threads": torch.get_num_threads(), "memory": memory}
 
 
 def write(result: dict[str, Any], path: Path) -> None:

@@ -40,4 +40,5 @@ class PatchEmbed(nn.Module):
             raise ValueError(f"images of shape {tuple(images.shape)}, but this model takes (B, {expected[0]}, "
                              f"{expected[1]}, {expected[2]}): resize them or build the model with another image_size")
         x = self.proj(images)                       # (B, 3, H, W) -> (B, D, H / P, W / P)
-        return x.flatten(2).transpose(1, 2)         # (B, D, H / P, W / P) -> (B, N, D)
+        # contiguous, as every sum x + ... keeps the layout of x: in the convolution's, D before N, norms would copy x
+        return x.flatten(2).transpose(1, 2).contiguous()            # (B, D, H / P, W / P) -> (B, N, D)

@@ -43,22 +43,34 @@ def test_delivered_pe_is_a_bias_on_queries_keys_and_values():
     torch.testing.assert_close(module(x), expected, rtol=0, atol=1e-10)
 
 
+class Count(TorchDispatchMode):
+    """Counts the operations that torch runs, the backward pass included."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.calls[str(function)] += 1
+        return function(*args, **kwargs or {})
+
+
 def test_delivering_is_one_addition():
-    class Count(TorchDispatchMode):
-        def __init__(self):
-            super().__init__()
-            self.calls = Counter()
-
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            self.calls[str(function)] += 1
-            return function(*args, **kwargs or {})
-
     module, x, pe = block(), tokens(), tokens(1)
     with torch.no_grad(), Count() as without:
         module(x)
     with torch.no_grad(), Count() as with_pe:
         module(x, pe)
     assert with_pe.calls - without.calls == {"aten.add.Tensor": 1} and not without.calls - with_pe.calls
+
+
+def test_attention_copies_once_and_only_in_the_backward_pass():
+    """The three gradients become one, for the linear map; the rest, forwards and backwards, is read where it lies."""
+    module, x = Attention(WIDTH, HEADS), torch.randn(2, 7, WIDTH, requires_grad=True)
+    with Count() as counter:
+        module(x).sum().backward()
+    assert {name: number for name, number in counter.calls.items()
+            if name.split(".")[1] in ("cat", "stack", "clone", "copy_")} == {"aten.cat.default": 1}
 
 
 def test_heads_that_do_not_divide_the_width_are_refused():

@@ -49,6 +49,15 @@ def test_what_mpvg_keeps_for_backward_does_not_grow_with_the_batch():
         assert more == 4 * ((L - 2) * N * D + L * 2 * N)
 
 
+def test_a_measurement_names_its_command_and_how_memory_is_kept(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/somewhere/cost.py", "--rounds", "3"])
+    for name, value in (("MALLOC_MMAP_MAX_", "0"), ("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")):
+        monkeypatch.setenv(name, value)
+    header = measure.header("mpvg_minimal.cost", CPU)
+    assert header["command"] == "python -m mpvg_minimal.cost --rounds 3" and header["threads"] == torch.get_num_threads()
+    assert header["memory"] == {"MALLOC_MMAP_MAX_": "0", "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
+
+
 def test_rounds_take_turns_both_ways_after_two_to_warm_up():
     calls = []
     seconds = measure.interleaved({name: lambda name=name: calls.append(name) for name in "ab"}, rounds=3, device=CPU)

@@ -101,6 +101,20 @@ def test_permuting_moves_whole_patches():
     torch.testing.assert_close(embed(permuted(images, order)), embed(images)[:, order], rtol=0, atol=1e-10)
 
 
+# Speed
+
+@torch.no_grad()
+@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("known", NAMED)
+def test_no_norm_has_to_copy_its_tokens(known, pool):
+    """A convolution's tokens lie D before N, and every sum x + ... would keep that: see patch_embed.py."""
+    model, seen = tiny(known, pool), []
+    for norm in (module for module in model.modules() if isinstance(module, nn.LayerNorm)):
+        norm.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].is_contiguous()))
+    model(random_images())
+    assert len(seen) > 2 * DEPTH and all(seen)
+
+
 # Sizes
 
 def count(model: nn.Module) -> int:
