@@ -54,7 +54,8 @@ def test_a_measurement_names_its_command_and_how_memory_is_kept(monkeypatch):
     for name, value in (("MALLOC_MMAP_MAX_", "0"), ("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")):
         monkeypatch.setenv(name, value)
     header = measure.header("mpvg_minimal.cost", CPU)
-    assert header["command"] == "python -m mpvg_minimal.cost --rounds 3" and header["threads"] == torch.get_num_threads()
+    assert header["command"] == "python -m mpvg_minimal.cost --rounds 3"
+    assert header["threads"] == torch.get_num_threads()
     assert header["memory"] == {"MALLOC_MMAP_MAX_": "0", "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
 
 
