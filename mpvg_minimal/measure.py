@@ -2,6 +2,7 @@
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -20,12 +21,21 @@ from .errors import UserError
 
 def environment(device: torch.device) -> dict[str, str]:
     """What else a result depends on: versions, machine, commit."""
-    git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, capture_output=True,
-                         text=True)
     cpu = f"{platform.machine()}, {os.cpu_count()} cores"
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
     return {"python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__,
-            "device": f"{device.type}: {name}", "commit": git.stdout.strip() or "unknown"}
+            "device": f"{device.type}: {name}", "commit": commit()}
+
+
+def commit() -> str:
+    """The commit of this code, "-dirty" if tracked files other than results differ from it; "unknown" without git."""
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip()
+
+    if not shutil.which("git"):
+        return "unknown"
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":(top,exclude)results")
+    return (git("describe", "--always") or "unknown") + ("-dirty" if changed else "")
 
 
 def header(module: str, device: torch.device) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """What the measurements compute, where it can be known; never how fast this machine is."""
 import json
+import re
 import subprocess
 import sys
 
@@ -57,6 +58,28 @@ def test_a_measurement_names_its_command_and_how_memory_is_kept(monkeypatch):
     assert header["command"] == "python -m mpvg_minimal.cost --rounds 3"
     assert header["threads"] == torch.get_num_threads()
     assert header["memory"] == {"MALLOC_MMAP_MAX_": "0", "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
+
+
+def test_a_measurement_names_its_commit(tmp_path, monkeypatch):
+    """Results that an earlier command wrote are no change of what the next one measures."""
+    def git(*words):
+        subprocess.run(["git", "-c", "user.name=n", "-c", "user.email=e", *words], cwd=tmp_path, check=True)
+
+    files = {name: tmp_path / name for name in ("code/measure.py", "results/cost.json", "script.py")}
+    for file in files.values():
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("old")
+    monkeypatch.setattr(measure, "__file__", str(files["code/measure.py"]))
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-qm", "one")
+    clean = measure.commit()
+    assert re.fullmatch("[0-9a-f]{7,}", clean)
+    for name, expected in (("results/cost.json", clean), ("script.py", clean + "-dirty")):
+        files[name].write_text("new")
+        assert measure.commit() == expected
+    monkeypatch.setenv("PATH", str(tmp_path))                   # no git here: training and measuring go on without
+    assert measure.environment(CPU)["commit"] == "unknown"
 
 
 def test_rounds_take_turns_both_ways_after_two_to_warm_up():
