@@ -40,7 +40,8 @@ def commit() -> str:
 
 def header(module: str, device: torch.device) -> dict[str, Any]:
     """What the file of a measurement begins with. module: whose command it is."""
-    memory = {name: value for name, value in os.environ.items() if name.startswith(("MALLOC_", "PYTORCH_CUDA_ALLOC"))}
+    allocators = ("MALLOC_", "PYTORCH_ALLOC_", "PYTORCH_CUDA_ALLOC_")       # of glibc, torch, and torch before 2.9
+    memory = {name: value for name, value in os.environ.items() if name.startswith(allocators)}
     return {"command": " ".join([f"python -m {module}", *sys.argv[1:]]), "environment": environment(device),
             "threads": torch.get_num_threads(), "memory": memory}
 

@@ -1,5 +1,6 @@
 """What the measurements compute, where it can be known; never how fast this machine is."""
 import json
+import os
 import re
 import subprocess
 import sys
@@ -52,12 +53,12 @@ def test_what_mpvg_keeps_for_backward_does_not_grow_with_the_batch():
 
 def test_a_measurement_names_its_command_and_how_memory_is_kept(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["/somewhere/cost.py", "--rounds", "3"])
-    for name, value in (("MALLOC_MMAP_MAX_", "0"), ("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")):
-        monkeypatch.setenv(name, value)
+    told = {"MALLOC_MMAP_MAX_": "0", "PYTORCH_ALLOC_CONF": "a:1", "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
+    monkeypatch.setattr(os, "environ", {"HOME": "/home", "PATH": os.environ["PATH"], **told})
     header = measure.header("mpvg_minimal.cost", CPU)
     assert header["command"] == "python -m mpvg_minimal.cost --rounds 3"
     assert header["threads"] == torch.get_num_threads()
-    assert header["memory"] == {"MALLOC_MMAP_MAX_": "0", "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
+    assert header["memory"] == told
 
 
 def test_a_measurement_names_its_commit(tmp_path, monkeypatch):
