@@ -64,8 +64,11 @@ def counterbalance(model: nn.Module, images: Tensor, *, batch_size: int = 256) -
 
     images: (B, 3, H, W), normalised as for the model, on its device. The model is put into eval mode and back.
     Negative correlations are the counterbalance that the paper speaks of. Source: the heatmaps and correlations
-    on the authors' project page; averaging over images before comparing is our reading.
+    on the authors' project page; averaging over images before comparing is our reading. ValueError for a model whose
+    PE `fold_last_pe` has made constant.
     """
+    if isinstance(model.pe, ConstantPE):
+        raise ValueError("this model's PE is folded into constants: measure it first, then fold")
     norms = [block.norm1 for block in model.blocks] + [model.last_norm.token_norm]
     sums = [[0.0, 0.0] for _ in norms]                              # of LN(x) and of x, over the images seen
 
@@ -101,23 +104,36 @@ def _compare(place: str, tokens: Tensor, stream: Tensor, pe: Tensor | None) -> B
 
 
 class ConstantPE(nn.Module):
-    """Stands in for `LayerwisePE` at inference: what it delivered, computed once and kept as constants."""
+    """Stands in for `LayerwisePE` at inference: only the input still gets PE from here, as a constant."""
 
-    def __init__(self, input_pe: Tensor | None, block_pes: list[Tensor | None], last_pe: Tensor | None = None):
+    def __init__(self, input_pe: Tensor | None, depth: int):
         super().__init__()
-        self.depth = len(block_pes)
+        self.depth = depth
         self.register_buffer("input_pe", None if input_pe is None else input_pe.detach())   # no Parameter any more
-        self.register_buffer("last_pe", last_pe)
-        for number, pe in enumerate(block_pes):
-            self.register_buffer(f"block_pe_{number}", pe)
 
-    def forward(self) -> tuple[Tensor | None, list[Tensor | None], Tensor | None]:
-        return self.input_pe, [getattr(self, f"block_pe_{number}") for number in range(self.depth)], self.last_pe
+    def forward(self) -> tuple[Tensor | None, list[None], None]:
+        return self.input_pe, [None] * self.depth, None
+
+
+class PlusConstant(nn.Module):
+    """Stands in for a norm that meets PE, at inference: x (B, N, D) -> LN(x) + pe, with pe (1, N, D) constant.
+
+    pe is added in place, which saves the sum memory of its own. In a block it could not be: what a norm returns may
+    be kept by a hook, and would change behind its back. Nobody but `forward` holds what the norm in here returns.
+    """
+
+    def __init__(self, norm: nn.LayerNorm, pe: Tensor):
+        super().__init__()
+        self.norm = norm
+        self.register_buffer("pe", pe)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x).add_(self.pe)                           # (B, N, D) + (1, N, D)
 
 
 @torch.no_grad()
 def fold_last_pe(model: nn.Module, *, dense: bool = False) -> nn.Module:
-    """A copy for inference: PE at the last norm sits in the head's bias, every delivered PE is a constant.
+    """A copy for inference: PE at the last norm sits in the head's bias, every delivered PE is a norm's constant.
 
     PE is the same for every image, so after the last norm it adds one vector c to every pooled feature f
     (GAP: the mean over tokens of LN'_last(p); class token: its row 0), and with the linear head
@@ -127,16 +143,21 @@ def fold_last_pe(model: nn.Module, *, dense: bool = False) -> nn.Module:
     c can move into the bias: same logits (B, K), one LayerNorm and L additions on (N, D) less. Only for logits:
     the copy's `forward_tokens` gives the tokens without that PE. The copy is in eval mode; the model is untouched.
     dense: for heads that use every token PE at the last norm is no mere bias, as it differs from token to token.
-    So it stays, as one more constant (1, N, D), LN'_last(p), and the copy gives the same tokens (B, N, D) too.
+    So it stays, as one more norm's constant, LN'_last(p), and the copy gives the same tokens (B, N, D) too.
     """
     folded = copy.deepcopy(model).eval()
     input_pe, block_pes, last_pe = folded.pe()
-    if last_pe is not None and dense:
-        last_pe = folded.last_norm.pe_norm(last_pe)                 # (1, N, D)
-        folded.last_norm.pe_norm = nn.Identity()                    # what arrives there is normalised already
-    elif last_pe is not None:
-        c = folded.pool_tokens(folded.last_norm.pe_norm(last_pe))   # (1, N, D) -> (1, D)
-        folded.head.bias += (c @ folded.head.weight.T)[0]           # (1, D) @ (D, K) -> (K,)
-        folded.last_norm.pe_norm = last_pe = None
-    folded.pe = ConstantPE(input_pe, block_pes, last_pe)
+    for block, pe in zip(folded.blocks, block_pes):
+        if pe is not None:
+            block.norm1 = PlusConstant(block.norm1, pe)
+    last_norm = folded.last_norm
+    if last_pe is not None:
+        pe = last_norm.pe_norm(last_pe)                             # (1, N, D)
+        last_norm.pe_norm = None
+        if dense:
+            last_norm.token_norm = PlusConstant(last_norm.token_norm, pe)
+        else:
+            c = folded.pool_tokens(pe)                              # (1, N, D) -> (1, D)
+            folded.head.bias += (c @ folded.head.weight.T)[0]       # (1, D) @ (D, K) -> (K,)
+    folded.pe = ConstantPE(input_pe, len(block_pes))
     return folded.requires_grad_(False)

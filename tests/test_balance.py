@@ -94,11 +94,36 @@ def test_a_folded_model_is_saved_and_loaded(tmp_path, pe_init):
     assert torch.equal(other(images), folded(images))
 
 
-def test_a_folded_model_can_still_be_measured():
-    model, images = tiny("mpvg"), random_images(3)
-    measured, folded = counterbalance(model, images), counterbalance(fold_last_pe(model), images)
-    assert [b.correlation for b in folded[:-1]] == pytest.approx([b.correlation for b in measured[:-1]], abs=1e-9)
-    assert folded[-1].pe is None                                    # it is in the head's bias now
+@torch.no_grad()
+@pytest.mark.parametrize("known", ["lape", "pvg", "mpvg"])
+def test_a_folded_model_adds_pe_in_the_memory_of_the_normalised_tokens(known):
+    model, images = tiny(known), random_images()
+    folded, seen = fold_last_pe(model, dense=True), {}
+    norms = [*(block.norm1 for block in folded.blocks), folded.last_norm.token_norm]
+    receiving = [norm for norm in norms if not isinstance(norm, nn.LayerNorm)]
+    assert len(receiving) == {"lape": DEPTH, "pvg": DEPTH - 1, "mpvg": DEPTH}[known]
+    for norm in receiving:
+        for part in (norm, norm.norm):
+            part.register_forward_hook(lambda part, _, output: seen.update({part: output.data_ptr()}))
+    folded(images)
+    assert len(seen) == 2 * len(receiving) and all(seen[norm] == seen[norm.norm] for norm in receiving)
+
+
+def test_a_folded_model_gives_the_gradient_of_the_images():
+    """In place or not, autograd has to know; saliency maps need it."""
+    model, images, gradients = tiny("mpvg"), random_images(), []
+    for which in (model, fold_last_pe(model)):
+        images = images.detach().requires_grad_()
+        which(images).square().sum().backward()
+        gradients.append(images.grad)
+    assert gradients[0].abs().max() > 0
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=0, atol=1e-9)
+
+
+def test_a_folded_model_is_not_measured():
+    """Its norms give tokens and PE as one sum, so there is nothing to compare any more."""
+    with pytest.raises(ValueError, match="folded into constants: measure it first"):
+        counterbalance(fold_last_pe(tiny("mpvg")), random_images(3))
 
 
 # Measuring the counterbalance
