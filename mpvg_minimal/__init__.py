@@ -1,8 +1,9 @@
-"""MPVG, step by step. Read in this order: patch_embed, layerwise_pe, block, balance, vit; then train and run.
+"""MPVG, step by step. Read in this order: patch_embed, layerwise_pe, block, balance, vit, fold; then train and run.
 
 Symbols in all files: B images in a batch, N tokens, D width, H heads (of an image: height), L blocks, K classes.
 """
-from .balance import counterbalance, fold_last_pe
+from .balance import counterbalance
+from .fold import fold_last_pe
 from .layerwise_pe import LayerwisePE, PESchedule
 from .vit import ViT, deit_base, deit_small, deit_tiny, resize_pe, vit_lite, vit_nano
 

@@ -1,4 +1,4 @@
-"""The balance between tokens and PE: MPVG's last norm, how to measure the balance, how to fold it away.
+"""The balance between tokens and PE: MPVG's last norm, and how to measure the balance.
 
 The paper's reading: in every layer PE counterbalances the tokens (the two point in opposite directions, more
 so with depth). What does the balancing is PE's own affine in every LN' (layerwise_pe.py). After the last
@@ -8,15 +8,15 @@ unbalanced. MPVG closes the gap: PE goes to the last norm too, again through a L
     y = LN(x) + LN'_last(p)          p = p_0, the learnt PE itself
 
 Source: Lee, Ham and Kim, AAAI 2025 (arXiv 2502.02919), this equation at second hand (a public review).
-`fold_last_pe` and what it rests on are ours: no paper on the method states them.
 Shapes: B images, N tokens, D width, L blocks, K classes.
 """
-import copy
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
+
+from .fold import ConstantPE
 
 
 class LastNorm(nn.Module):
@@ -101,63 +101,3 @@ def _compare(place: str, tokens: Tensor, stream: Tensor, pe: Tensor | None) -> B
     pe = pe[0].double()                                             # (1, N, D) -> (N, D)
     return Balance(place, tokens, stream, pe, pearson(tokens, pe), mean_cosine(tokens, pe),
                    pearson(stream, pe), mean_cosine(stream, pe))
-
-
-class ConstantPE(nn.Module):
-    """Stands in for `LayerwisePE` at inference: only the input still gets PE from here, as a constant."""
-
-    def __init__(self, input_pe: Tensor | None, depth: int):
-        super().__init__()
-        self.depth = depth
-        self.register_buffer("input_pe", None if input_pe is None else input_pe.detach())   # no Parameter any more
-
-    def forward(self) -> tuple[Tensor | None, list[None], None]:
-        return self.input_pe, [None] * self.depth, None
-
-
-class PlusConstant(nn.Module):
-    """Stands in for a norm that meets PE, at inference: x (B, N, D) -> LN(x) + pe, with pe (1, N, D) constant.
-
-    pe is added in place, which saves the sum memory of its own. In a block it could not be: what a norm returns may
-    be kept by a hook, and would change behind its back. Nobody but `forward` holds what the norm in here returns.
-    """
-
-    def __init__(self, norm: nn.LayerNorm, pe: Tensor):
-        super().__init__()
-        self.norm = norm
-        self.register_buffer("pe", pe)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.norm(x).add_(self.pe)                           # (B, N, D) + (1, N, D)
-
-
-@torch.no_grad()
-def fold_last_pe(model: nn.Module, *, dense: bool = False) -> nn.Module:
-    """A copy for inference: PE at the last norm sits in the head's bias, every delivered PE is a norm's constant.
-
-    PE is the same for every image, so after the last norm it adds one vector c to every pooled feature f
-    (GAP: the mean over tokens of LN'_last(p); class token: its row 0), and with the linear head
-
-        W (f + c) + b  =  W f + (W c + b)
-
-    c can move into the bias: same logits (B, K), one LayerNorm and L additions on (N, D) less. Only for logits:
-    the copy's `forward_tokens` gives the tokens without that PE. The copy is in eval mode; the model is untouched.
-    dense: for heads that use every token PE at the last norm is no mere bias, as it differs from token to token.
-    So it stays, as one more norm's constant, LN'_last(p), and the copy gives the same tokens (B, N, D) too.
-    """
-    folded = copy.deepcopy(model).eval()
-    input_pe, block_pes, last_pe = folded.pe()
-    for block, pe in zip(folded.blocks, block_pes):
-        if pe is not None:
-            block.norm1 = PlusConstant(block.norm1, pe)
-    last_norm = folded.last_norm
-    if last_pe is not None:
-        pe = last_norm.pe_norm(last_pe)                             # (1, N, D)
-        last_norm.pe_norm = None
-        if dense:
-            last_norm.token_norm = PlusConstant(last_norm.token_norm, pe)
-        else:
-            c = folded.pool_tokens(pe)                              # (1, N, D) -> (1, D)
-            folded.head.bias += (c @ folded.head.weight.T)[0]       # (1, D) @ (D, K) -> (K,)
-    folded.pe = ConstantPE(input_pe, len(block_pes))
-    return folded.requires_grad_(False)

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from . import cli, plots
-from .balance import fold_last_pe
 from .errors import UserError, one_line_errors
+from .fold import fold_last_pe
 from .measure import forward_flops, header, interleaved, kept_for_backward, peak_memory, write
 from .recipes import CIFAR
 from .run import autocast, start

@@ -1,6 +1,6 @@
 """A trained model as a file for other runtimes: `python -m mpvg_minimal.export RUN` writes RUN/model.pt2 and .onnx.
 
-What is written is the folded model (balance.py): every PE is a constant in it, and of a classifier PE at the last
+What is written is the folded model (fold.py): every PE is a constant in it, and of a classifier PE at the last
 norm is part of the head's bias. Input: images (B, 3, H, W), float32, normalised as in training, with any B; output:
 logits (B, K), or scores of every pixel (B, K, H, W). Each file is loaded again and compared with the model itself.
 Needs onnx and onnxscript for the second file, and onnxruntime to compare it: pip install onnx onnxscript onnxruntime
@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from . import assemble, checkpoint, cli, dense
-from .balance import fold_last_pe
 from .detection import Detector
 from .errors import UserError, one_line_errors
+from .fold import fold_last_pe
 from .segmentation import Segmenter
 
 

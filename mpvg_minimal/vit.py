@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, pad
 
-from .balance import ConstantPE, LastNorm
+from .balance import LastNorm
 from .block import Block
+from .fold import ConstantPE
 from .layerwise_pe import LayerwisePE, PESchedule, sincos2d
 from .patch_embed import PatchEmbed
 

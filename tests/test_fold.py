@@ -1,0 +1,102 @@
+import copy
+
+import pytest
+import torch
+from equations import DEPTH, INITS, NAMED, POOLS, VALID, layer_norm, name, random_images, tiny
+from torch import nn
+
+from mpvg_minimal import fold_last_pe
+from mpvg_minimal.layerwise_pe import LayerwisePE
+
+
+@torch.no_grad()
+def test_under_gap_last_pe_adds_one_vector_to_every_image():
+    model, images = tiny("mpvg"), random_images(4)
+    last_pe = model.pe()[2]
+    c = layer_norm(model.pe.pos_embed, model.state_dict(), "last_norm.pe_norm")[0].mean(0)
+    with_pe = model.pool_tokens(model.forward_tokens(images))
+    without = copy.deepcopy(model)
+    without.last_norm.forward = lambda x, pe: model.last_norm.token_norm(x)
+    pooled = without.pool_tokens(without.forward_tokens(images))
+    assert last_pe is model.pe.pos_embed and c.abs().max() > 0.1
+    torch.testing.assert_close(with_pe - pooled, c.expand(4, -1), rtol=0, atol=1e-10)
+    without.head.bias += model.head.weight @ c                      # W (f + c) + b = W f + (W c + b)
+    torch.testing.assert_close(without(images), model(images), rtol=0, atol=1e-10)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("pe_init", INITS)
+@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("switches", VALID, ids=name)
+def test_folding_keeps_the_logits(switches, pool, pe_init):
+    model, images = tiny(switches, pool, pe_init).float(), random_images().float()
+    before, expected = copy.deepcopy(model.state_dict()), model(images)
+    folded = fold_last_pe(model)
+    torch.testing.assert_close(folded(images), expected, rtol=0, atol=1e-5)
+    assert not any(isinstance(module, LayerwisePE) for module in folded.modules())
+    assert sum(isinstance(module, nn.LayerNorm) for module in folded.modules()) == 2 * DEPTH + 1
+    assert isinstance(model.pe, LayerwisePE) and torch.equal(model(images), expected)
+    assert all(torch.equal(weight, before[key]) for key, weight in model.state_dict().items())
+
+
+def test_folding_moves_the_bias_by_w_c():
+    model = tiny("mpvg", "cls")
+    c = layer_norm(model.pe.pos_embed, model.state_dict(), "last_norm.pe_norm")[0, 0]
+    torch.testing.assert_close(fold_last_pe(model).head.bias, model.head.bias + model.head.weight @ c, rtol=0,
+                               atol=1e-10)
+
+
+def test_a_folded_model_is_for_inference():
+    """A constant that still asked for a gradient would keep every activation of a forward pass."""
+    model = tiny("mpvg").train()
+    folded = fold_last_pe(model)
+    assert model.training and not folded.training
+    assert not folded(random_images()).requires_grad
+    assert not any(weight.requires_grad for weight in folded.state_dict(keep_vars=True).values())
+    assert all(weight.requires_grad for weight in model.parameters())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("known", NAMED)
+def test_folding_twice_changes_nothing(known):
+    images, once = random_images(), fold_last_pe(tiny(known))
+    twice = fold_last_pe(once)
+    assert torch.equal(twice(images), once(images))
+    assert all(torch.equal(weight, once.state_dict()[key]) for key, weight in twice.state_dict().items())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("pe_init", INITS)
+def test_a_folded_model_is_saved_and_loaded(tmp_path, pe_init):
+    images, folded = random_images(), fold_last_pe(tiny("mpvg", pe_init=pe_init))
+    torch.save(folded.state_dict(), tmp_path / "folded.pt")
+    other = fold_last_pe(tiny("mpvg", pe_init=pe_init))             # other random weights
+    assert not torch.allclose(other(images), folded(images))
+    other.load_state_dict(torch.load(tmp_path / "folded.pt", weights_only=True))
+    assert torch.equal(other(images), folded(images))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("known", ["lape", "pvg", "mpvg"])
+def test_a_folded_model_adds_pe_in_the_memory_of_the_normalised_tokens(known):
+    model, images = tiny(known), random_images()
+    folded, seen = fold_last_pe(model, dense=True), {}
+    norms = [*(block.norm1 for block in folded.blocks), folded.last_norm.token_norm]
+    receiving = [norm for norm in norms if not isinstance(norm, nn.LayerNorm)]
+    assert len(receiving) == {"lape": DEPTH, "pvg": DEPTH - 1, "mpvg": DEPTH}[known]
+    for norm in receiving:
+        for part in (norm, norm.norm):
+            part.register_forward_hook(lambda part, _, output: seen.update({part: output.data_ptr()}))
+    folded(images)
+    assert len(seen) == 2 * len(receiving) and all(seen[norm] == seen[norm.norm] for norm in receiving)
+
+
+def test_a_folded_model_gives_the_gradient_of_the_images():
+    """In place or not, autograd has to know; saliency maps need it."""
+    model, images, gradients = tiny("mpvg"), random_images(), []
+    for which in (model, fold_last_pe(model)):
+        images = images.detach().requires_grad_()
+        which(images).square().sum().backward()
+        gradients.append(images.grad)
+    assert gradients[0].abs().max() > 0
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=0, atol=1e-9)
