@@ -5,9 +5,8 @@
 
 Machines are shared and noisy, so what counts is the ratio: each candidate takes turns with PE once, and its ratio is
 the median over many rounds of PE-once's time by its own in the same round. Many short rounds are worth more than few
-long ones, since what disturbs a machine lasts for seconds: hence the small batches on CPU, and three times as many
-rounds for inference, which takes a third of the time. The ratio of PE once to a copy of itself shows what is left of
-the noise.
+long ones, since what disturbs a machine lasts for seconds: hence the small batches on CPU, and for inference half
+the batch and four times as many rounds. The ratio of PE once to a copy of itself shows what is left of the noise.
 Training is `train_step` from train.py for everybody, peers included. Shapes: B images.
 """
 import statistics
@@ -28,7 +27,7 @@ from .vit import SIZES
 
 SCHEDULES = ("once", "none", "lape", "pvg", "mpvg")         # the first is what the others are compared with
 COPY = "once, a copy"                                       # its true ratio is 1
-BATCH = {"vit_nano": (64, 1024), "vit_lite": (32, 1024), "deit_tiny": (8, 512), "deit_small": (4, 256)}     # CPU, CUDA
+BATCH = {"vit_nano": (64, 1024), "vit_lite": (16, 1024), "deit_tiny": (4, 512), "deit_small": (2, 256)}     # CPU, CUDA
 
 
 def peer_models(name: str) -> dict[str, nn.Module]:
@@ -59,6 +58,7 @@ def measure(name: str, device: torch.device, amp: torch.dtype | None, *, batch: 
         models |= peer_models(name)
     size = models["once"].patch_embed.image_size
     images, labels = torch.randn(batch, 3, *size, device=device), torch.randint(10, (batch,), device=device)
+    few = images[:(batch + 1) // 2]
     trains, infers, rows = {}, {}, []
     for label, model in models.items():
         model.to(device)
@@ -72,14 +72,14 @@ def measure(name: str, device: torch.device, amp: torch.dtype | None, *, batch: 
             row["peak_mb"] = peak_memory(trains[label], device)
         elif compiled:
             model.compile(dynamic=False)
-        infers[label] = lambda model=model: infer(model.eval(), images, device, amp)
+        infers[label] = lambda model=model: infer(model.eval(), few, device, amp)
         rows.append(row)
-    for what, calls, number in (("train", trains, rounds), ("inference", infers, 3 * rounds)):
+    for what, calls, count, number in (("train", trains, batch, rounds), ("inference", infers, len(few), 4 * rounds)):
         for row in rows:
             if row["variant"] in calls:
                 turns = {name: calls[name] for name in (SCHEDULES[0], row["variant"])}
                 seconds = interleaved(turns, rounds=number, device=device)
-                row |= summary(what, seconds[row["variant"]], seconds[SCHEDULES[0]], batch)
+                row |= summary(what, seconds[row["variant"]], seconds[SCHEDULES[0]], count)
     return rows
 
 
@@ -136,8 +136,8 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=list(BATCH), default=["vit_lite", "deit_tiny", "deit_small"])
     parser.add_argument("--device", default="auto")
     parser.add_argument("--amp", choices=["auto", "bf16", "fp16", "off"], default="auto")
-    parser.add_argument("--batch", type=cli.number(int, least=1), help="images at a time (default: by model)")
-    parser.add_argument("--rounds", type=cli.number(int, least=1), default=31)
+    parser.add_argument("--batch", type=cli.number(int, least=1), help="images of a training step (default: by model)")
+    parser.add_argument("--rounds", type=cli.number(int, least=1), default=61)
     parser.add_argument("--compile", action="store_true", help="measure compiled models")
     parser.add_argument("--peers", action="store_true", help="beside timm's and vit-pytorch's ViT")
     parser.add_argument("--out", type=Path, default=Path("results"))
