@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
-from .fold import ConstantPE
+from .fold import PlusConstant
 
 
 class LastNorm(nn.Module):
@@ -64,12 +64,11 @@ def counterbalance(model: nn.Module, images: Tensor, *, batch_size: int = 256) -
 
     images: (B, 3, H, W), normalised as for the model, on its device. The model is put into eval mode and back.
     Negative correlations are the counterbalance that the paper speaks of. Source: the heatmaps and correlations
-    on the authors' project page; averaging over images before comparing is our reading. ValueError for a model whose
-    PE `fold_last_pe` has made constant.
+    on the authors' project page; averaging over images before comparing is our reading.
     """
-    if isinstance(model.pe, ConstantPE):
-        raise ValueError("this model's PE is folded into constants: measure it first, then fold")
     norms = [block.norm1 for block in model.blocks] + [model.last_norm.token_norm]
+    constants = [norm.pe if isinstance(norm, PlusConstant) else None for norm in norms]        # of a folded model
+    norms = [norm.norm if isinstance(norm, PlusConstant) else norm for norm in norms]
     sums = [[0.0, 0.0] for _ in norms]                              # of LN(x) and of x, over the images seen
 
     def watch(total):
@@ -86,6 +85,7 @@ def counterbalance(model: nn.Module, images: Tensor, *, batch_size: int = 256) -
             model.forward_tokens(batch)
         _, pes, last_pe = model.pe()
         pes = [*pes, None if last_pe is None else model.last_norm.pe_norm(last_pe)]
+        pes = [pe if constant is None else constant for pe, constant in zip(pes, constants)]
     finally:
         for hook in hooks:
             hook.remove()

@@ -5,7 +5,7 @@ import torch
 from equations import NAMED, POOLS, layer_norm, name, random_images, tiny, trace
 from torch import nn
 
-from mpvg_minimal import PESchedule, ViT, counterbalance, fold_last_pe, vit_nano
+from mpvg_minimal import PESchedule, ViT, counterbalance, vit_nano
 from mpvg_minimal.balance import LastNorm
 
 MEASURED = [NAMED["none"], NAMED["lape"], NAMED["pvg"], NAMED["mpvg"], (False, 3, False, "delivered"),
@@ -98,9 +98,3 @@ def test_counterbalance_in_float32_and_on_the_default_schedule():
     measured = counterbalance(vit_nano(pe=PESchedule()), torch.randn(2, 3, 32, 32))
     assert [b.correlation is None for b in measured] == [True, False, False, False, False]
     assert all(b.tokens.dtype == torch.float64 and -1 <= b.correlation <= 1 for b in measured[1:])
-
-
-def test_a_folded_model_is_not_measured():
-    """Its norms give tokens and PE as one sum, so there is nothing to compare any more."""
-    with pytest.raises(ValueError, match="folded into constants: measure it first"):
-        counterbalance(fold_last_pe(tiny("mpvg")), random_images(3))

@@ -5,7 +5,7 @@ import torch
 from equations import DEPTH, INITS, NAMED, POOLS, VALID, layer_norm, name, random_images, tiny
 from torch import nn
 
-from mpvg_minimal import fold_last_pe
+from mpvg_minimal import counterbalance, fold_last_pe
 from mpvg_minimal.layerwise_pe import LayerwisePE
 
 
@@ -100,3 +100,12 @@ def test_a_folded_model_gives_the_gradient_of_the_images():
         gradients.append(images.grad)
     assert gradients[0].abs().max() > 0
     torch.testing.assert_close(gradients[1], gradients[0], rtol=0, atol=1e-9)
+
+
+def test_a_folded_model_can_still_be_measured():
+    model, images = tiny("mpvg"), random_images(3)
+    measured, folded = counterbalance(model, images), counterbalance(fold_last_pe(model), images)
+    assert [b.correlation for b in folded[:-1]] == pytest.approx([b.correlation for b in measured[:-1]], abs=1e-9)
+    assert folded[-1].pe is None                                    # it is in the head's bias now
+    dense = counterbalance(fold_last_pe(model, dense=True), images)
+    assert [b.correlation for b in dense] == pytest.approx([b.correlation for b in measured], abs=1e-9)
