@@ -11,15 +11,17 @@ processes, so the recipe is the same everywhere. Accuracy and hours on ImageNet:
 import argparse
 from pathlib import Path
 
-from mpvg_minimal import assemble, cache, checkpoint, cli, data, distributed, recipes
-from mpvg_minimal.errors import one_line_errors
+from mpvg_minimal.data import cache, sources
+from mpvg_minimal.runtime import distributed
+from mpvg_minimal.runtime.errors import one_line_errors
+from mpvg_minimal.training import assemble, checkpoint, flags, recipes
 
 
 def parse() -> argparse.Namespace:
-    parser = cli.Parser(description=__doc__.split("\n")[0])
-    cli.add_flags(parser, models=["deit_tiny", "deit_small", "deit_base", "vit_lite", "vit_nano"])
-    parser.add_argument("--image-size", type=cli.number(int, least=1), help="default: 224")
-    parser.add_argument("--accumulate", type=cli.number(int, least=1), default=1,
+    parser = flags.Parser(description=__doc__.split("\n")[0])
+    flags.add_flags(parser, models=["deit_tiny", "deit_small", "deit_base", "vit_lite", "vit_nano"])
+    parser.add_argument("--image-size", type=flags.number(int, least=1), help="default: 224")
+    parser.add_argument("--accumulate", type=flags.number(int, least=1), default=1,
                         help="parts that each process takes its share of a batch in, to save memory")
     parser.add_argument("--cache", type=Path, metavar="DIR",
                         help="train on smaller copies of the images in DIR, made there on first use")
@@ -35,30 +37,31 @@ def test(args: argparse.Namespace, device) -> None:
     given = {key: getattr(args, key) for key in ("model", "pool", "pe", "pe_init", "image_size")}
     given = {key: value for key, value in given.items() if value is not None} | {"dataset": "imagenet"}
     checkpoint.refuse_other_settings({key: saved["settings"].get(key) for key in given}, given)
-    source = data.open_source("imagenet", args.data_dir, saved["settings"]["image_size"])
+    source = sources.open_source("imagenet", args.data_dir, saved["settings"]["image_size"])
     classes = {key: source.identity()[key] for key in ("num_classes", "classes")}
     checkpoint.refuse_other_settings({key: saved["settings"].get(key) for key in classes}, classes)
     settings = saved["settings"] | {"limit": args.limit}
     metrics = assemble.test(assemble.load_model(saved), source, settings, device, workers=args.workers,
-                            amp=cli.choose_amp(args.amp, device))
+                            amp=flags.choose_amp(args.amp, device))
     if distributed.is_first():
         print("test loss: {test_loss:.4f}\ntest accuracy: {top1:.2f} %".format(**metrics))
 
 
 def main() -> None:
     args = parse()
-    device = distributed.start(cli.choose_device(args.device, args.amp))
+    device = distributed.start(flags.choose_device(args.device, args.amp))
     if args.eval:
         test(args, device)
     else:
         size = args.image_size or 224
-        settings = cli.settings_of(args, device, recipes.IMAGENET, dataset="imagenet", image_size=size,
-                                   cache=data.shorter_side(size) if args.cache else None, **cli.settings_of_init(args))
-        out = cli.choose_out(args, settings)
+        settings = flags.settings_of(args, device, recipes.IMAGENET, dataset="imagenet", image_size=size,
+                                     cache=sources.shorter_side(size) if args.cache else None,
+                                     **flags.settings_of_init(args))
+        out = flags.choose_out(args, settings)
         assemble.refuse_size(settings)
-        source = data.open_source("imagenet", args.data_dir, settings["image_size"])
+        source = sources.open_source("imagenet", args.data_dir, settings["image_size"])
         if args.cache:
-            source = cache.cached(source, args.cache, limit=args.limit, workers=cli.choose_workers(args.workers))
+            source = cache.cached(source, args.cache, limit=args.limit, workers=flags.choose_workers(args.workers))
         assemble.train(args, settings | source.identity(), source, out, device)
     distributed.stop()
 

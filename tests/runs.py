@@ -24,9 +24,10 @@ from PIL import Image
 
 import train_cifar  # noqa: F401  imported once here, so that no child has to
 import train_imagenet  # noqa: F401
-from mpvg_minimal import checkpoint, classification, data
-from mpvg_minimal.errors import one_line_errors
-from mpvg_minimal.shapes import Shapes
+from mpvg_minimal.data import sources
+from mpvg_minimal.data.shapes import Shapes
+from mpvg_minimal.runtime.errors import one_line_errors
+from mpvg_minimal.training import checkpoint, classification
 
 TIMING = ("seconds", "images_per_second")           # all other metrics are the same in every run
 
@@ -99,16 +100,16 @@ def text_of(file) -> str:
 
 
 @functools.cache
-def small_shapes() -> data.Source:
+def small_shapes() -> sources.Source:
     """The built-in data set with 96 training and 40 test images."""
     train_set, test_set = Shapes("train", size=96), Shapes("test", size=40)
-    return data.Source(train_set, test_set, train_set.classes, 32, (0.25,) * 3, (0.25,) * 3)
+    return sources.Source(train_set, test_set, train_set.classes, 32, (0.25,) * 3, (0.25,) * 3)
 
 
 def call(script: str, *flags: Any, fault: Callable[[], None] | None = None) -> Callable[[], None]:
     """script(flags) as a function without arguments. fault: called first, in the child."""
     def function():
-        data.open_shapes = small_shapes
+        sources.open_shapes = small_shapes
         if fault:
             fault()
         sys.argv = [f"{script}.py", *map(str, flags)]

@@ -13,8 +13,10 @@ from runs import difference, final, image_folder, run, small_shapes
 
 import train_cifar
 import train_imagenet
-from mpvg_minimal import assemble, batches, checkpoint, cli, data, distributed, recipes
-from mpvg_minimal.errors import UserError, one_line_errors
+from mpvg_minimal.data import batches, sources
+from mpvg_minimal.runtime import distributed
+from mpvg_minimal.runtime.errors import UserError, one_line_errors
+from mpvg_minimal.training import assemble, checkpoint, flags, recipes
 
 SCRIPTS = {"train_cifar": train_cifar, "train_imagenet": train_imagenet}
 SHAPES = ("train_cifar", "--dataset", "shapes", "--gap", "--mpvg", "--batch-size", "16", "--workers", "0")
@@ -39,7 +41,7 @@ def nothing_is_built(monkeypatch):
     """Opening data or building a model fails the test."""
     def too_late(*_, **__):
         raise AssertionError("data was opened or a model built before the flags were refused")
-    monkeypatch.setattr(data, "open_source", too_late)
+    monkeypatch.setattr(sources, "open_source", too_late)
     for name in ("build_model", "start", "build_batches"):
         monkeypatch.setattr(assemble, name, too_late)
 
@@ -114,7 +116,7 @@ def test_resume_with_nothing_there(script, nothing_is_built, capsys, tmp_path):
 @pytest.mark.promise("bad flags")
 @pytest.mark.parametrize("size", ["30", "4"])
 def test_an_image_size_that_the_patch_does_not_divide(size, capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "open_source", lambda *_: pytest.fail("too late"))
+    monkeypatch.setattr(sources, "open_source", lambda *_: pytest.fail("too late"))
     flags = ("--model", "vit_nano", "--image-size", size, "--out", tmp_path)
     assert f"patch size 8 does not divide image size ({size}, {size})" in one_line(capsys, "train_imagenet", *flags)
 
@@ -290,7 +292,7 @@ class Odd(torch.utils.data.Dataset):
     (dict(image=torch.zeros(1, 32, 32, dtype=torch.uint8)), "image 5 is of shape (1, 32, 32), expected (3, 32, 32)")])
 def test_labels_and_sizes(tmp_path, odd, named, loader):
     def fault():
-        data.open_shapes = lambda: small_shapes()._replace(train=Odd(**odd))
+        sources.open_shapes = lambda: small_shapes()._replace(train=Odd(**odd))
     ended = run(*SHAPES[:-2], *loader, "--out", tmp_path, fault=fault, timeout=30)
     assert ended.code == 2 and ended.err == f"error: {named}\n"
 
@@ -299,9 +301,9 @@ def test_labels_and_sizes(tmp_path, odd, named, loader):
 def test_a_file_is_named_behind_limit(tmp_path):
     """--limit takes some of the images: the number in the line, if any, must still lead to the file."""
     root = image_folder(tmp_path / "data")
-    subset = data.take(data.open_imagenet(root, 32).train, 8)
-    file = data.file_of(subset, 6)
-    assert len(subset) == 8 and file == data.open_imagenet(root, 32).train.samples[18][0]
+    subset = sources.take(sources.open_imagenet(root, 32).train, 8)
+    file = sources.file_of(subset, 6)
+    assert len(subset) == 8 and file == sources.open_imagenet(root, 32).train.samples[18][0]
     with open(file, "wb"):
         pass                                        # empty now
     batches.Keyed(subset, None, 0)[0, 5]
@@ -368,7 +370,7 @@ def test_pooling_dataset_and_accumulation_too(finished, nothing_is_built, capsys
 def test_another_precision_is_refused(finished, dtype, name, nothing_is_built, capsys, monkeypatch):
     """As a GPU would have it: the run was in float32, which is None."""
     base, _ = finished
-    monkeypatch.setattr(cli, "choose_amp", lambda *_: dtype)
+    monkeypatch.setattr(flags, "choose_amp", lambda *_: dtype)
     line = one_line(capsys, *SHAPES, "--epochs", "1", "--out", base / "shapes", "--resume")
     assert f"amp = None, now it is '{name}'" in line
 

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from runs import before, image_folder, in_child, run, run_ranks, send
 
-from mpvg_minimal import cache, data
-from mpvg_minimal.errors import UserError
+from mpvg_minimal.data import cache, sources
+from mpvg_minimal.runtime.errors import UserError
 
 SIZE, SIDE = 28, 32                                 # of the model's images, and so of the cache's shorter sides
 
@@ -26,8 +26,8 @@ def root(tmp_path):
     return root
 
 
-def cached(root, folder, size=SIZE, **options) -> data.Source:
-    return cache.cached(data.open_imagenet(str(root), size), folder, **dict(limit=None, workers=0) | options)
+def cached(root, folder, size=SIZE, **options) -> sources.Source:
+    return cache.cached(sources.open_imagenet(str(root), size), folder, **dict(limit=None, workers=0) | options)
 
 
 def files(folder) -> list[str]:
@@ -37,7 +37,7 @@ def files(folder) -> list[str]:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_each_image_is_stored_once_with_its_shorter_side_reduced(root, tmp_path, workers):
     folder = tmp_path / "cache"
-    source, original = cached(root, folder, workers=workers), data.open_imagenet(str(root), SIZE)
+    source, original = cached(root, folder, workers=workers), sources.open_imagenet(str(root), SIZE)
     assert files(folder / "train") == files(root / "train") and not (folder / "val").exists()
     assert [label for _, label in source.train] == [label for _, label in original.train]
     assert source.test.samples == original.test.samples and source.identity() == original.identity()
@@ -72,7 +72,7 @@ def test_a_kill_leaves_only_whole_images_and_the_next_run_goes_on(root, tmp_path
     assert killed.code == -signal.SIGKILL and len(files(folder)) == 4
     assert [path.name[:5] for path in folder.rglob("*.jpg.*")] == [".2.jp"]     # the fifth, not renamed any more
     source = cached(root, folder)
-    assert len(data.open_imagenet(str(root), SIZE).train) == len(source.train) == 24
+    assert len(sources.open_imagenet(str(root), SIZE).train) == len(source.train) == 24
     assert all(min(image.size) <= SIDE for image, _ in source.train)
 
 

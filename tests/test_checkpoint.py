@@ -16,8 +16,8 @@ import torch
 from conftest import ROOT
 from runs import fork, in_child, run
 
-from mpvg_minimal import checkpoint
-from mpvg_minimal.errors import UserError
+from mpvg_minimal.runtime.errors import UserError
+from mpvg_minimal.training import checkpoint
 
 SMALL = ("--dataset", "shapes", "--gap", "--mpvg", "--batch-size", 16, "--workers", 0)
 

@@ -8,12 +8,14 @@ from runs import difference, final, in_child, run
 from torch import nn
 from torch._dynamo.testing import CompileCounter
 
-from mpvg_minimal import compiling, distributed, vit_nano
-from mpvg_minimal.classification import CLASSIFICATION
-from mpvg_minimal.compiling import GRAPHS, choose_mode
-from mpvg_minimal.recipes import CIFAR
-from mpvg_minimal.run import start
-from mpvg_minimal.train import train_step
+from mpvg_minimal import vit_nano
+from mpvg_minimal.runtime import distributed
+from mpvg_minimal.training import compiling
+from mpvg_minimal.training.classification import CLASSIFICATION
+from mpvg_minimal.training.compiling import GRAPHS, choose_mode
+from mpvg_minimal.training.loop import train_step
+from mpvg_minimal.training.recipes import CIFAR
+from mpvg_minimal.training.run import start
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 SETTINGS = CIFAR | dict(batch_size=4, image_size=32, num_classes=16, accumulate=1, seed=0)

@@ -10,9 +10,10 @@ import torch
 from conftest import ROOT
 from torch import nn
 
-from mpvg_minimal import cost, measure, scaling, vit_lite, vit_nano
-from mpvg_minimal.errors import UserError
-from mpvg_minimal.throughput import Repeated
+from mpvg_minimal import vit_lite, vit_nano
+from mpvg_minimal.runtime.errors import UserError
+from mpvg_minimal.tools import cost, measure, scaling
+from mpvg_minimal.tools.throughput import Repeated
 
 CPU = torch.device("cpu")
 
@@ -55,8 +56,8 @@ def test_a_measurement_names_its_command_and_how_memory_is_kept(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["/somewhere/cost.py", "--rounds", "3"])
     told = {"MALLOC_MMAP_MAX_": "0", "PYTORCH_ALLOC_CONF": "a:1", "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
     monkeypatch.setattr(os, "environ", {"HOME": "/home", "PATH": os.environ["PATH"], **told})
-    header = measure.header("mpvg_minimal.cost", CPU)
-    assert header["command"] == "python -m mpvg_minimal.cost --rounds 3"
+    header = measure.header("mpvg_minimal.tools.cost", CPU)
+    assert header["command"] == "python -m mpvg_minimal.tools.cost --rounds 3"
     assert header["threads"] == torch.get_num_threads()
     assert header["memory"] == told
 
@@ -120,7 +121,7 @@ def test_a_folder_of_results_that_cannot_be_used_is_one_line(module, flags, why,
 @pytest.mark.parametrize("flags, name", [
     ([], "cost_cpu.json"), pytest.param(["--compile"], "cost_cpu_compiled.json", marks=pytest.mark.slow)])
 def test_the_command_measures_every_schedule_and_the_folded_model(tmp_path, flags, name):
-    command = [sys.executable, "-m", "mpvg_minimal.cost", "--models", "vit_nano", "--batch", "3", "--rounds", "1"]
+    command = [sys.executable, "-m", "mpvg_minimal.tools.cost", "--models", "vit_nano", "--batch", "3", "--rounds", "1"]
     done = subprocess.run([*command, *flags, "--out", tmp_path], cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert "recompile_limit" not in done.stderr             # past it, candidates would run eagerly

@@ -9,11 +9,15 @@ from runs import run, run_ranks
 from test_train import new_run
 from torch.nn.functional import cross_entropy
 
-from mpvg_minimal import ViT, assemble, data, dense, dense_data, detection, fold_last_pe, recipes, segmentation
-from mpvg_minimal.dense_files import IGNORED
-from mpvg_minimal.detection import Detector, average_precision, detection_loss
-from mpvg_minimal.segmentation import Segmenter, iou_of, segmentation_loss, token_map
-from mpvg_minimal.train import train_step
+from mpvg_minimal import ViT, fold_last_pe
+from mpvg_minimal.data import sources
+from mpvg_minimal.dense import __main__ as dense
+from mpvg_minimal.dense import detection, segmentation, targets
+from mpvg_minimal.dense.detection import Detector, average_precision, detection_loss
+from mpvg_minimal.dense.files import IGNORED
+from mpvg_minimal.dense.segmentation import Segmenter, iou_of, segmentation_loss, token_map
+from mpvg_minimal.training import assemble, recipes
+from mpvg_minimal.training.loop import train_step
 
 DENSE = "mpvg_minimal.dense"
 HEAD = recipes.DENSE_SHAPES["detection"]["detector"]
@@ -214,7 +218,7 @@ def test_folding_for_dense_use_keeps_every_token(schedule, pool):
 
 
 def test_shapes_masks_and_boxes_say_the_same():
-    masks, boxes = (dense_data.DenseShapes("test", task, size=20) for task in ("segmentation", "detection"))
+    masks, boxes = (targets.DenseShapes("test", task, size=20) for task in ("segmentation", "detection"))
     assert torch.equal(masks.images, boxes.images)
     for mask, objects in zip(masks.targets, boxes.targets):
         for label, x1, y1, x2, y2, ignored in objects.int().tolist():
@@ -226,8 +230,8 @@ def test_shapes_masks_and_boxes_say_the_same():
 
 
 def small():
-    original = dense_data.DenseShapes
-    dense_data.DenseShapes = lambda split, task: original(split, task, size=96 if split == "train" else 40)
+    original = targets.DenseShapes
+    targets.DenseShapes = lambda split, task: original(split, task, size=96 if split == "train" else 40)
 
 
 @pytest.mark.parametrize("task", ["segmentation", "detection"])
@@ -245,10 +249,10 @@ def test_a_run_from_nothing_and_further_epochs(task, tmp_path):
     score = dense.TASKS[task].score
     assert [line["epoch"] for line in lines] == [1, 2] and 0 <= lines[1][score] <= 1
     assert done.out.splitlines()[-1] == dense.TASKS[task].result.format(**lines[1])
-    drawn = run("mpvg_minimal.plots", tmp_path / "run", "--images", "16", fault=small)
+    drawn = run("mpvg_minimal.tools.plots", tmp_path / "run", "--images", "16", fault=small)
     assert drawn.code == 0 and "last norm   correlation" in drawn.out, drawn.err
     model, settings = dense.load(tmp_path / "run")
-    source = data.Source(None, dense_data.DenseShapes("test", task, size=40), [], 32, (0.25,) * 3, (0.25,) * 3,
+    source = sources.Source(None, targets.DenseShapes("test", task, size=40), [], 32, (0.25,) * 3, (0.25,) * 3,
                                {"test": None})
     batches = assemble.build_batches(source, settings, train=False, workers=0, device=torch.device("cpu"))
     tested = dense.TASKS[task].test(model, batches, **{**PLAIN, "prepare": assemble.prepare_on("cpu", source)})

@@ -9,11 +9,11 @@ import torch
 from PIL import Image
 from runs import run
 
-from mpvg_minimal import dense_data, dense_files
-from mpvg_minimal.batches import Batches
-from mpvg_minimal.dense_data import MOST, open_dense
-from mpvg_minimal.dense_files import IGNORED
-from mpvg_minimal.errors import UserError
+from mpvg_minimal.data.batches import Batches
+from mpvg_minimal.dense import files, targets
+from mpvg_minimal.dense.files import IGNORED
+from mpvg_minimal.dense.targets import MOST, open_dense
+from mpvg_minimal.runtime.errors import UserError
 
 DENSE, SIZE = "mpvg_minimal.dense", (40, 52)                # height, width
 OBJECT = """<object><name>{}</name><difficult>{}</difficult><bndbox><xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax>
@@ -259,8 +259,8 @@ def test_boxes_follow_the_crop_and_the_flip():
     image[20:50, 10:40] = 255
     target = {"boxes": torch.tensor([[10.0, 20.0, 40.0, 50.0]]), "labels": torch.tensor([2]),
               "ignored": torch.tensor([0.0])}
-    target = dense_files.sound(target, (60, 80), "white.jpg")
-    transforms = dense_data.transforms_of(64, [0.5, 1.0])
+    target = files.sound(target, (60, 80), "white.jpg")
+    transforms = targets.transforms_of(64, [0.5, 1.0])
     seen = 0
     for seed in range(12):
         torch.manual_seed(seed)

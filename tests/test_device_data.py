@@ -5,10 +5,10 @@ from torch.utils.data import Subset
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
-from mpvg_minimal import data, device_augment
-from mpvg_minimal.batches import Batches
-from mpvg_minimal.device_augment import COLUMNS, RECTANGLE, operations
-from mpvg_minimal.device_data import DeviceBatches
+from mpvg_minimal.data import device_augment, sources
+from mpvg_minimal.data.batches import Batches
+from mpvg_minimal.data.device_augment import COLUMNS, RECTANGLE, operations
+from mpvg_minimal.data.device_batches import DeviceBatches
 
 CPU = torch.device("cpu")
 AUGMENT = dict(scale=[0.8, 1.0], rand_augment=9, erasing=0.25)
@@ -16,7 +16,7 @@ AUGMENT = dict(scale=[0.8, 1.0], rand_augment=9, erasing=0.25)
 
 @pytest.fixture(scope="module")
 def source():
-    return data.open_shapes()
+    return sources.open_shapes()
 
 
 def smooth(count, size=32):
@@ -105,7 +105,7 @@ def test_erasing_paints_one_rectangle_in_its_colour():
 def test_both_paths_give_the_same_distribution(source):
     """Pixel statistics of many augmentations of a few images, one path against the other."""
     images, count = smooth(6), 600
-    one = data.augmentation(source, **AUGMENT)
+    one = sources.augmentation(source, **AUGMENT)
     theirs = torch.stack([torch.stack([one(F.to_pil_image(image)) for _ in range(count)]) for image in images]).float()
     copies = [image.expand(count, -1, -1, -1).clone() for image in images]
     ours = [device_augment.augmented(many, torch.rand(count, COLUMNS), source, **AUGMENT) for many in copies]

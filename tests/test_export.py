@@ -6,10 +6,10 @@ import torch
 from runs import run
 from test_dense import spread, vit
 
-from mpvg_minimal.detection import Detector
-from mpvg_minimal.errors import UserError
-from mpvg_minimal.export import export
-from mpvg_minimal.segmentation import Segmenter
+from mpvg_minimal.dense.detection import Detector
+from mpvg_minimal.dense.segmentation import Segmenter
+from mpvg_minimal.runtime.errors import UserError
+from mpvg_minimal.tools.export import export
 
 
 @pytest.mark.parametrize("kind", ["classifier, gap", "classifier, cls", "segmenter"])
@@ -42,10 +42,10 @@ def test_the_command_on_a_classification_run_with_and_without_the_packages(tmp_p
         original = importlib.util.find_spec
         importlib.util.find_spec = lambda name, *rest: None if "onnx" in name else original(name, *rest)
 
-    done = run("mpvg_minimal.export", out, fault=without)
+    done = run("mpvg_minimal.tools.export", out, fault=without)
     assert done.code == 0 and "pip install onnx onnxscript" in done.out and (out / "model.pt2").exists(), done.err
     assert float(done.out.split("largest difference ")[1].split()[0]) < 1e-5 and not (out / "model.onnx").exists()
-    done = run("mpvg_minimal.export", tmp_path / "none")
+    done = run("mpvg_minimal.tools.export", tmp_path / "none")
     assert done.code == 2 and done.err.count("\n") == 1
 
 

@@ -14,8 +14,9 @@ sys.path.insert(0, str(ROOT / "tutorials"))
 import grid  # noqa: E402
 import grid_report  # noqa: E402
 
-from mpvg_minimal import PESchedule, recipes  # noqa: E402
-from mpvg_minimal.errors import UserError  # noqa: E402
+from mpvg_minimal import PESchedule  # noqa: E402
+from mpvg_minimal.runtime.errors import UserError  # noqa: E402
+from mpvg_minimal.training import recipes  # noqa: E402
 
 BASE = recipes.SHAPES | {"num_classes": 16, "image_size": 32, "seed": 3, "pool": "cls", "pe": "once",
                          "pe_init": "learned"}

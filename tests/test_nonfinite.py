@@ -9,10 +9,10 @@ import torch
 from runs import before, difference, run, small_shapes
 from torch import nn
 
-from mpvg_minimal import assemble, checkpoint, recipes, train
-from mpvg_minimal.batches import Batches
-from mpvg_minimal.errors import NonFinite
-from mpvg_minimal.run import start
+from mpvg_minimal.data.batches import Batches
+from mpvg_minimal.runtime.errors import NonFinite
+from mpvg_minimal.training import assemble, checkpoint, loop, recipes
+from mpvg_minimal.training.run import start
 
 CPU = torch.device("cpu")
 STEPS = 6
@@ -73,7 +73,7 @@ def test_stops_before_the_update_and_says_where(tmp_path, value, amp, epoch, ste
     stopped = new_run(tmp_path, amp=amp)
     fault = Fault(stopped, value, (epoch - 1) * STEPS + step)
     with pytest.raises(NonFinite) as error:
-        train.fit(stopped, *batches(), prepare=fault)
+        loop.fit(stopped, *batches(), prepare=fault)
     assert f"not finite in epoch {epoch}, step {step};" in str(error.value) and error.value.exit_code == 1
     last = f"the last good checkpoint is after {epoch - 1} epochs and 0 steps" if epoch > 1 else "no checkpoint yet"
     assert last in str(error.value)
@@ -94,11 +94,11 @@ def test_an_infinite_loss_with_finite_gradients_stops_too(tmp_path):
     """softmax - target is finite where log softmax is not, so the gradients alone would not tell."""
     stopped = new_run(tmp_path, model=Bias(3e38, -3e38), ema=0.0)
     images, targets = torch.zeros(4, 3, 8, 8), torch.ones(4, dtype=torch.int64)
-    train.train_step(stopped, images, targets, lr=1.0)
+    loop.train_step(stopped, images, targets, lr=1.0)
     assert stopped.model.logits.grad.isfinite().all()
     assert stopped.model.logits.tolist() == torch.tensor([3e38, -3e38]).tolist()
     with pytest.raises(NonFinite, match="epoch 1, step 1"):
-        train.look(stopped)
+        loop.look(stopped)
 
 
 @pytest.mark.promise("non-finite")
@@ -107,10 +107,10 @@ def test_one_part_of_an_accumulated_batch_is_enough(tmp_path):
     images = torch.zeros(4, 3, 8, 8)
     images[3] = math.nan
     before_it = moving(stopped)["model"]
-    train.train_step(stopped, images, torch.zeros(4, dtype=torch.int64), lr=1.0, accumulate=4)
+    loop.train_step(stopped, images, torch.zeros(4, dtype=torch.int64), lr=1.0, accumulate=4)
     assert difference(moving(stopped)["model"], before_it) is None
     with pytest.raises(NonFinite):
-        train.look(stopped)
+        loop.look(stopped)
 
 
 @pytest.mark.promise("non-finite")
@@ -124,7 +124,7 @@ def test_an_interrupt_after_a_bad_step_saves_nothing(tmp_path):
         return fault(images)
 
     with pytest.raises(NonFinite, match="epoch 2, step 3"):
-        train.fit(stopped, *batches(), prepare=prepare)
+        loop.fit(stopped, *batches(), prepare=prepare)
     saved = checkpoint.read(tmp_path / checkpoint.NEWEST)
     assert (saved["epoch"], saved["step"]) == (1, 0)
 
@@ -137,7 +137,7 @@ def test_the_last_good_checkpoint_may_be_one_in_mid_epoch(tmp_path):
     resumed = new_run(tmp_path)
     resumed.load()
     with pytest.raises(NonFinite, match="the last good checkpoint is after 1 epochs and 2 steps"):
-        train.fit(resumed, *batches(), prepare=Fault(resumed, math.nan, 1))
+        loop.fit(resumed, *batches(), prepare=Fault(resumed, math.nan, 1))
 
 
 @pytest.mark.promise("non-finite")
@@ -157,7 +157,7 @@ def test_fp16_skips_the_step_and_nothing_moves(tmp_path, value):
     run_fp16 = new_run(tmp_path, amp=torch.float16)
     fault = Fault(run_fp16, value, STEPS + 2, STEPS + 3)
     rates, after = [], []
-    original = train.train_step
+    original = loop.train_step
 
     def step(*args, lr, **options):
         original(*args, lr=lr, **options)
@@ -165,8 +165,8 @@ def test_fp16_skips_the_step_and_nothing_moves(tmp_path, value):
         after.append((moving(run_fp16), run_fp16.scaler.get_scale(), run_fp16.skipped))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "train_step", step)
-        history = train.fit(run_fp16, *batches(), prepare=fault)
+        patch.setattr(loop, "train_step", step)
+        history = loop.fit(run_fp16, *batches(), prepare=fault)
     first, second = STEPS + 1, STEPS + 2            # positions of the two skipped steps
     for position, snapshot in zip((first, second), fault.snapshots):
         assert difference(after[position][0], snapshot) is None
@@ -184,9 +184,9 @@ def test_fp16_gives_up_after_so_many_skips_in_a_row(tmp_path):
     lone = range(2, 2 * STEPS, 2)                   # skipped steps with a good one between them do not count
     fault = Fault(run_fp16, math.nan, *lone, *range(2 * STEPS + 2, 100))
     with pytest.raises(NonFinite) as error:
-        train.fit(run_fp16, *batches(), prepare=fault)
-    assert train.GIVE_UP == 20
-    last = 2 * STEPS + 1 + train.GIVE_UP            # the step of the 20th in a row, over all epochs
+        loop.fit(run_fp16, *batches(), prepare=fault)
+    assert loop.GIVE_UP == 20
+    last = 2 * STEPS + 1 + loop.GIVE_UP            # the step of the 20th in a row, over all epochs
     epoch, step = (last - 1) // STEPS + 1, (last - 1) % STEPS + 1
     assert fault.call == last
     assert f"in fp16 in 20 steps in a row, up to epoch {epoch}, step {step};" in str(error.value)
@@ -198,14 +198,14 @@ def test_fp16_gives_up_after_so_many_skips_in_a_row(tmp_path):
 def test_fp16_counts_on_after_a_resume(tmp_path):
     """19 skipped steps in the checkpoint and one more after it are 20."""
     first = new_run(tmp_path, amp=torch.float16)
-    first.skipped, first.epoch = train.GIVE_UP - 1, 1
+    first.skipped, first.epoch = loop.GIVE_UP - 1, 1
     first.scaler = torch.amp.GradScaler("cpu", init_scale=0.25)
     first.save()
     resumed = new_run(tmp_path, amp=torch.float16)
     resumed.load()
     assert resumed.scaler.get_scale() == 0.25
     with pytest.raises(NonFinite, match="20 steps in a row, up to epoch 2, step 1"):
-        train.fit(resumed, *batches(), prepare=Fault(resumed, math.nan, 1))
+        loop.fit(resumed, *batches(), prepare=Fault(resumed, math.nan, 1))
 
 
 @pytest.mark.promise("non-finite")
@@ -213,7 +213,7 @@ def test_a_run_without_faults_is_left_alone(tmp_path):
     quiet = new_run(tmp_path)
     steps = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "train_step", train.train_step)
-        before(train, "train_step", -1, lambda: None, when=lambda *_, **__: steps.append(1))()
-        assert len(train.fit(quiet, *batches(), prepare=lambda images: images.float() / 255)) == 3
+        patch.setattr(loop, "train_step", loop.train_step)
+        before(loop, "train_step", -1, lambda: None, when=lambda *_, **__: steps.append(1))()
+        assert len(loop.fit(quiet, *batches(), prepare=lambda images: images.float() / 255)) == 3
     assert len(steps) == quiet.updates == 3 * STEPS and int(quiet.bad_step) == 0

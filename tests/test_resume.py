@@ -16,8 +16,9 @@ import torch
 from conftest import ROOT
 from runs import before, difference, final, image_folder, in_evaluation, run, run_ranks, send
 
-from mpvg_minimal import assemble, checkpoint, cli, data, recipes, train
-from mpvg_minimal.run import Run
+from mpvg_minimal.data import sources
+from mpvg_minimal.training import assemble, checkpoint, flags, loop, recipes
+from mpvg_minimal.training.run import Run
 
 KILL = send(signal.SIGKILL)
 STEPS = 6                                           # an epoch: 96 images in batches of 16
@@ -54,8 +55,8 @@ CONFIGS = {                                         # script and flags, what is 
 to_previous = dict(when=lambda _, target: str(target).endswith(checkpoint.PREVIOUS))
 to_newest = dict(when=lambda _, target: str(target).endswith(checkpoint.NEWEST))
 KILLS = {
-    "epoch 1, no checkpoint": before(train, "train_step", 4, KILL),
-    "mid-epoch": before(train, "train_step", STEPS + 4, KILL),
+    "epoch 1, no checkpoint": before(loop, "train_step", 4, KILL),
+    "mid-epoch": before(loop, "train_step", STEPS + 4, KILL),
     "during evaluation": in_evaluation(2, KILL),
     "epoch's end, before the save": before(Run, "save", 2, KILL),
     "epoch's end, file half written": before(checkpoint.torch, "save", 2, KILL),
@@ -135,8 +136,8 @@ def test_what_is_compared_can_differ(undisturbed, tmp_path):
     script, change = CONFIGS["EMA, mixing, dropout"]
 
     def other_draws():
-        original = train.seed_of
-        train.seed_of = lambda *key: original(*key, "other") if key[2:4] == (2, STEPS - 1) else original(*key)
+        original = loop.seed_of
+        loop.seed_of = lambda *key: original(*key, "other") if key[2:4] == (2, STEPS - 1) else original(*key)
     assert run(*script, "--out", tmp_path, fault=both(change, other_draws)).code == 0
     expected = undisturbed("EMA, mixing, dropout")
     assert difference(final(tmp_path)["model"], expected["model"]) is not None      # by one step's draws alone
@@ -152,7 +153,7 @@ def test_killed_in_every_step(undisturbed, tmp_path):
     script, _ = CONFIGS["plain"]
     for step in range(2, 3 * STEPS + 1):
         out = tmp_path / str(step)
-        assert run(*script, "--out", out, fault=before(train, "train_step", step, KILL)).code == -signal.SIGKILL
+        assert run(*script, "--out", out, fault=before(loop, "train_step", step, KILL)).code == -signal.SIGKILL
         assert run(*script, "--out", out, "--resume").code == 0
         assert_same(out, undisturbed("plain"))
 
@@ -167,7 +168,7 @@ SIGNALS = [(signal.SIGTERM, 143), (signal.SIGINT, 130)]
 def test_interrupted_and_resumed(undisturbed, tmp_path, number, code, moment, epoch, step):
     script, change = CONFIGS["EMA, mixing, dropout"]
     fault = in_evaluation(2, send(number)) if moment == "evaluation" else before(
-        train, "train_step", epoch * STEPS + step, send(number))
+        loop, "train_step", epoch * STEPS + step, send(number))
     stopped = run(*script, "--out", tmp_path, fault=both(change, fault))
     assert (stopped.code, stopped.err.count("\n")) == (code, 1)
     assert f"saved in epoch {epoch + 1} after step {step}: go on with --resume" in stopped.err
@@ -176,7 +177,7 @@ def test_interrupted_and_resumed(undisturbed, tmp_path, number, code, moment, ep
     steps = tmp_path / "steps"
 
     def count_steps():
-        before(train, "train_step", -1, lambda: None, when=lambda *_, **__: steps.open("a").write("."))()
+        before(loop, "train_step", -1, lambda: None, when=lambda *_, **__: steps.open("a").write("."))()
 
     assert run(*script, "--out", tmp_path, "--resume", fault=both(change, count_steps)).code == 0
     left = (3 - epoch) * STEPS - step
@@ -188,7 +189,7 @@ def test_interrupted_and_resumed(undisturbed, tmp_path, number, code, moment, ep
 @pytest.mark.parametrize("name", ["scaler", "augmented, 0 workers", "augmented, 2 workers, EMA"])
 def test_interrupted_with_a_scaler_or_workers(undisturbed, tmp_path, name):
     script, change = with_data(CONFIGS[name], undisturbed.folder)
-    fault = before(train, "train_step", STEPS + 4, send(signal.SIGTERM))
+    fault = before(loop, "train_step", STEPS + 4, send(signal.SIGTERM))
     assert run(*script, "--out", tmp_path, fault=both(change, fault)).code == 143
     assert run(*script, "--out", tmp_path, "--resume", fault=change).code == 0
     assert_same(tmp_path, undisturbed(name))
@@ -203,7 +204,7 @@ def test_a_signal_to_the_workers_too(undisturbed, tmp_path, number, code):
     def group():
         os.setpgrp()
         kill = [sys.executable, "-S", "-c", f"import os; os.killpg({os.getpgrp()}, {int(number)})"]
-        before(train, "train_step", STEPS + 4, lambda: subprocess.run(kill, check=True, start_new_session=True))()
+        before(loop, "train_step", STEPS + 4, lambda: subprocess.run(kill, check=True, start_new_session=True))()
 
     stopped = run(*script, "--out", tmp_path, fault=group, timeout=20)
     assert (stopped.code, stopped.err.count("\n")) == (code, 1)
@@ -217,7 +218,7 @@ def test_a_signal_that_comes_twice_is_one(undisturbed, tmp_path):
         send(signal.SIGTERM)()
         send(signal.SIGTERM)()
     script, _ = CONFIGS["plain"]
-    assert run(*script, "--out", tmp_path, fault=before(train, "train_step", STEPS + 4, twice)).code == 143
+    assert run(*script, "--out", tmp_path, fault=before(loop, "train_step", STEPS + 4, twice)).code == 143
     assert checkpoint.read(tmp_path / checkpoint.NEWEST)["step"] == 4
 
 
@@ -228,7 +229,7 @@ def test_a_later_second_signal_acts_at_once(tmp_path):
         time.sleep(1.1)
         send(signal.SIGTERM)()
     script, _ = CONFIGS["plain"]
-    stopped = run(*script, "--out", tmp_path, fault=before(train, "train_step", STEPS + 4, insist))
+    stopped = run(*script, "--out", tmp_path, fault=before(loop, "train_step", STEPS + 4, insist))
     assert stopped.code == -signal.SIGTERM
     assert checkpoint.read(tmp_path / checkpoint.NEWEST)["step"] == 0
 
@@ -251,7 +252,7 @@ def two_ranks(tmp_path_factory):
 @pytest.mark.parametrize("moment, epoch, step", [("mid-epoch", 1, 4), ("evaluation", 1, STEPS)])
 def test_one_rank_is_interrupted_and_all_agree(two_ranks, tmp_path, number, code, rank, moment, epoch, step):
     fault = in_evaluation(2, send(number)) if moment == "evaluation" else before(
-        train, "train_step", epoch * STEPS + step, send(number))
+        loop, "train_step", epoch * STEPS + step, send(number))
     faults = (fault, None) if rank == 0 else (None, fault)
     ends, out = ranks_state(tmp_path, "interrupted", faults=faults)
     for place, end in enumerate(ends):
@@ -277,8 +278,8 @@ def test_ranks_without_a_common_folder_are_refused(tmp_path):
     ends, out = ranks_state(tmp_path, "out", faults=(KILLS["mid-epoch"], KILLS["mid-epoch"]))
 
     def own_folder():
-        original = cli.choose_out
-        cli.choose_out = lambda *args: (original(*args), tmp_path / "empty")[1]
+        original = flags.choose_out
+        flags.choose_out = lambda *args: (original(*args), tmp_path / "empty")[1]
 
     (tmp_path / "empty").mkdir()
     ends, _ = ranks_state(tmp_path, "out", resume=("--resume",), faults=(None, own_folder))
@@ -320,10 +321,10 @@ def lines_in(out: Path) -> int:
 
 def real_data():
     """In a fork: the data set as the scripts see it outside of the tests."""
-    data.open_shapes = OPEN_SHAPES
+    sources.open_shapes = OPEN_SHAPES
 
 
-OPEN_SHAPES = data.open_shapes
+OPEN_SHAPES = sources.open_shapes
 
 
 @pytest.mark.promise("preemption")
@@ -367,14 +368,14 @@ def test_torchrun_is_terminated_and_resumed(two_ranks_of_the_script, tmp_path):
 
 KILLED_ONCE = """
 import os, runpy, signal, sys
-from mpvg_minimal import train
-original, calls = train.train_step, []
+from mpvg_minimal.training import loop
+original, calls = loop.train_step, []
 def train_step(*args, **options):
     calls.append(1)
     if len(calls) == 40 and os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
         os.kill(os.getpid(), signal.SIGKILL)
     original(*args, **options)
-train.train_step = train_step
+loop.train_step = train_step
 sys.argv[0] = "train_cifar.py"
 runpy.run_path("train_cifar.py", run_name="__main__")
 """
@@ -453,12 +454,12 @@ def test_a_worker_that_dies_while_a_checkpoint_is_written(undisturbed, tmp_path)
 @pytest.mark.parametrize("moment", ["training", "evaluation"])
 def test_a_killed_worker(undisturbed, tmp_path, moment):
     script, _ = with_data(CONFIGS["augmented, 2 workers, EMA"], undisturbed.folder)
-    fault = (before(train, "train_step", STEPS + 2, kill_a_worker) if moment == "training"
+    fault = (before(loop, "train_step", STEPS + 2, kill_a_worker) if moment == "training"
              else in_evaluation(2, kill_a_worker))
 
     def slowly():
         fault()
-        before(train, "train_step", -1, lambda: None, when=lambda *_, **__: time.sleep(0.2))()
+        before(loop, "train_step", -1, lambda: None, when=lambda *_, **__: time.sleep(0.2))()
 
     ended = run(*script, "--out", tmp_path, fault=slowly, timeout=15)
     assert ended.seconds < 15 and ended.code == 1

@@ -6,7 +6,7 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
-from mpvg_minimal import scaling
+from mpvg_minimal.tools import scaling
 
 SAMPLES = 300 * 1_281_167                           # images in 300 epochs of ImageNet
 

@@ -15,7 +15,7 @@ from conftest import ROOT
 from PIL import Image
 from runs import run_ranks
 
-from mpvg_minimal import data
+from mpvg_minimal.data import sources
 
 SCRIPT = {name: str(ROOT / f"train_{name}.py") for name in ("cifar", "imagenet")}
 
@@ -87,7 +87,7 @@ def test_shapes_from_nothing_to_pictures(tmp_path):
     assert config["settings"]["pool"] == "gap" and config["settings"]["pe"] == "mpvg"
     assert config["environment"]["torch"] == torch.__version__
 
-    drawn = run("-m", "mpvg_minimal.plots", out, "--images", "64")
+    drawn = run("-m", "mpvg_minimal.tools.plots", out, "--images", "64")
     assert "last norm   correlation" in drawn.stdout
     with Image.open(out / "counterbalance.png") as picture:
         assert len(picture.convert("L").getcolors(256)) > 50            # heatmaps, not an empty page
@@ -123,10 +123,10 @@ def test_two_processes_give_one_processs_result(tmp_path, folder):
 
     In float64, since AdamW divides by small gradients and makes float32's rounding visible.
     """
-    exact = ["import torch; from mpvg_minimal import data, recipes",
+    exact = ["import torch; from mpvg_minimal.data import sources; from mpvg_minimal.training import recipes",
              "recipes.IMAGENET |= dict(mixup=0.0, cutmix=0.0, stochastic_depth=0.0)",
              "torch.set_default_dtype(torch.float64)",
-             "data.normalise = lambda images, mean, std: (images.double() / 255 - mean) / std"]
+             "sources.normalise = lambda images, mean, std: (images.double() / 255 - mean) / std"]
     script = driver(tmp_path / "driver.py", SCRIPT["imagenet"], *exact)
     flags = ["--gap", "--mpvg", "--data-dir", folder, *SMALL, "--ema", "0.9"]
     run(script, *flags, "--out", tmp_path / "one")
@@ -154,9 +154,9 @@ def test_only_one_of_two_processes_downloads(tmp_path):
                     file.write("download\n")
                 time.sleep(1)
                 shutil.copytree(tmp_path / "there" / self.base_folder, place)
-        data.datasets.CIFAR10.download = download
-        data.datasets.CIFAR10._check_integrity = data.datasets.CIFAR10._load_meta = lambda self: True
-        data.datasets.CIFAR10.classes = list("0123456789")
+        sources.datasets.CIFAR10.download = download
+        sources.datasets.CIFAR10._check_integrity = sources.datasets.CIFAR10._load_meta = lambda self: True
+        sources.datasets.CIFAR10.classes = list("0123456789")
 
     flags = ("--data-dir", tmp_path / "data", "--epochs", 1, "--batch-size", 50, "--model", "vit_nano", "--workers", 0)
     ends = run_ranks("train_cifar", *flags, "--out", tmp_path / "run", faults=(slow_download,) * 2)
@@ -169,10 +169,10 @@ def test_a_download_that_fails_in_one_process_ends_all_with_its_message(tmp_path
         raise urllib.error.URLError("no network in this test")
 
     def first():
-        data.datasets.CIFAR10.download = refuse
+        sources.datasets.CIFAR10.download = refuse
 
     def second():
-        data.datasets.CIFAR10.download = lambda self: os._exit(9)              # it must not come so far
+        sources.datasets.CIFAR10.download = lambda self: os._exit(9)              # it must not come so far
 
     ends = run_ranks("train_cifar", "--data-dir", tmp_path, "--out", tmp_path / "run", faults=(first, second))
     for end in ends:

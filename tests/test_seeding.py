@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from mpvg_minimal.seeding import generator, seed_of, seeded
+from mpvg_minimal.runtime.seeding import generator, seed_of, seeded
 
 
 def test_seeds_never_change_silently():

@@ -3,9 +3,9 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from mpvg_minimal import vit_nano
-from mpvg_minimal.batches import Batches
-from mpvg_minimal.data import Source, normalise, open_shapes, take
-from mpvg_minimal.shapes import KINDS, Shapes
+from mpvg_minimal.data.batches import Batches
+from mpvg_minimal.data.shapes import KINDS, Shapes
+from mpvg_minimal.data.sources import Source, normalise, open_shapes, take
 
 PARTS = ("images", "labels", "kinds", "instances", "boxes")
 

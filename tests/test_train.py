@@ -8,11 +8,11 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from mpvg_minimal import ViT
-from mpvg_minimal.classification import CLASSIFICATION
-from mpvg_minimal.interrupt import Interrupt
-from mpvg_minimal.recipes import CIFAR, IMAGENET, SHAPES
-from mpvg_minimal.run import parameter_groups, start
-from mpvg_minimal.train import fit, learning_rate, look, train_epoch, train_step
+from mpvg_minimal.runtime.signals import Interrupt
+from mpvg_minimal.training.classification import CLASSIFICATION
+from mpvg_minimal.training.loop import fit, learning_rate, look, train_epoch, train_step
+from mpvg_minimal.training.recipes import CIFAR, IMAGENET, SHAPES
+from mpvg_minimal.training.run import parameter_groups, start
 
 CPU = torch.device("cpu")
 

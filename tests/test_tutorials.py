@@ -81,7 +81,7 @@ if pe is not None:
 
 ```bash
 OMP_NUM_THREADS=1 python train_cifar.py --gap --mpvg --dataset shapes   # with a comment
-torchrun --nproc-per-node 8 train_imagenet.py --gap && python -m mpvg_minimal.plots runs/NAME
+torchrun --nproc-per-node 8 train_imagenet.py --gap && python -m mpvg_minimal.tools.plots runs/NAME
 pytest tests/test_block.py
 ```
 
@@ -137,7 +137,7 @@ BAD = [
     ("commands", "--mpvg", "--mvpg", "has no flag --mvpg"),
     ("commands", "--dataset shapes", "--dataset shape", "not 'shape'"),
     ("commands", "train_imagenet.py --gap", "train_imagenet.py --gep", "has no flag --gep"),
-    ("commands", "mpvg_minimal.plots", "mpvg_minimal.plot", "mpvg_minimal.plot does not exist"),
+    ("commands", "mpvg_minimal.tools.plots", "mpvg_minimal.plot", "mpvg_minimal.plot does not exist"),
     ("commands", "runs/NAME", "runs/NAME --image 3", "has no flag --image"),
     ("commands", "tests/test_block.py", "tests/test_blocks.py", "tests/test_blocks.py does not exist"),
     ("written_figures", "figures/mpvg.svg)", "figures/other.png)", "no python fence here writes"),

@@ -23,7 +23,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tutorials")]
 
 from grid_report import mean_and_error  # noqa: E402
 
-from mpvg_minimal import assemble, checkpoint, dense, dense_data  # noqa: E402
+from mpvg_minimal.dense import __main__ as dense  # noqa: E402
+from mpvg_minimal.dense import targets  # noqa: E402
+from mpvg_minimal.training import assemble, checkpoint  # noqa: E402
 
 SCHEDULES = {"none": ["--no-pe"], "once": [], "lape": ["--lape"], "pvg": ["--pvg"], "mpvg": ["--mpvg"]}
 JSON, TABLE = ROOT / "results" / "dense_shapes.json", ROOT / "results" / "dense_shapes.md"
@@ -45,7 +47,7 @@ def zeroed(out: Path) -> float | None:
         return None
     model.vit.last_norm.pe_norm.weight.zero_()
     model.vit.last_norm.pe_norm.bias.zero_()
-    source, task = dense_data.open_shapes(settings["task"]), dense.TASKS[settings["task"]]
+    source, task = targets.open_shapes(settings["task"]), dense.TASKS[settings["task"]]
     return assemble.test(model, source, settings, torch.device("cpu"), task=task)[task.score]
 
 

@@ -32,9 +32,12 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tutorials")]
 
 from grid_report import draw, draw_development, table  # noqa: E402
 
-from mpvg_minimal import PESchedule, ViT, assemble, balance, checkpoint, cli, data, plots, recipes  # noqa: E402
-from mpvg_minimal.classification import CLASSIFICATION  # noqa: E402
-from mpvg_minimal.errors import UserError, one_line_errors  # noqa: E402
+from mpvg_minimal import PESchedule, ViT, balance  # noqa: E402
+from mpvg_minimal.data import sources  # noqa: E402
+from mpvg_minimal.runtime.errors import UserError, one_line_errors  # noqa: E402
+from mpvg_minimal.tools import plots  # noqa: E402
+from mpvg_minimal.training import assemble, checkpoint, flags, recipes  # noqa: E402
+from mpvg_minimal.training.classification import CLASSIFICATION  # noqa: E402
 
 # What a CPU can do in minutes. No augmentation: in five epochs there is nothing to protect from.
 REDUCED = recipes.SHAPES | dict(epochs=5, limit=20_000)
@@ -139,7 +142,7 @@ def settings_of(args: argparse.Namespace, cell: str, seed: int, device: torch.de
     recipe = REDUCED if args.reduced else full
     args = argparse.Namespace(**{**vars(args), "seed": seed})
     limit = {"limit": args.limit or recipe.get("limit")}
-    return cli.settings_of(args, device, recipe, dataset=args.dataset) | limit | CELLS[cell] | {"cell": cell}
+    return flags.settings_of(args, device, recipe, dataset=args.dataset) | limit | CELLS[cell] | {"cell": cell}
 
 
 def folder(args: argparse.Namespace, cell: str, seed: int) -> Path:
@@ -149,17 +152,17 @@ def folder(args: argparse.Namespace, cell: str, seed: int) -> Path:
 def train(args: argparse.Namespace, cell: str, seed: int) -> None:
     """One run of the grid, to its result.json; goes on where it was stopped."""
     torch.set_num_threads(args.threads)
-    device, out = cli.choose_device(args.device, args.amp), folder(args, cell, seed)
+    device, out = flags.choose_device(args.device, args.amp), folder(args, cell, seed)
     args = argparse.Namespace(**{**vars(args), "out": out, "resume": (out / "config.json").exists()})
     settings = settings_of(args, cell, seed, device)
-    cli.choose_out(args, settings)
-    source = data.open_source(args.dataset, args.data_dir)
+    flags.choose_out(args, settings)
+    source = sources.open_source(args.dataset, args.data_dir)
     print(f"--- {cell}, seed {seed}", flush=True)
     task = CLASSIFICATION._replace(test=test)
     assemble.train(args, settings | source.identity(), source, out, device, build=build, task=task)
     saved = checkpoint.newest(out)
     history = saved["history"]
-    without = zeroed(saved, source, device, cli.choose_amp(args.amp, device))
+    without = zeroed(saved, source, device, flags.choose_amp(args.amp, device))
     result = {"cell": cell, "seed": seed, "top1": history[-1]["top1"], "zeroed": without,
               "seconds": round(sum(line["seconds"] for line in history), 1), "machine": args.machine,
               "data": args.data_name, "environment": checkpoint.read_config(out)["environment"],
@@ -199,12 +202,13 @@ def draw_maps(args: argparse.Namespace, cell: str, path: Path) -> None:
     """Tokens and PE of the first seed's trained model at every place, as the paper draws them, if its run is here."""
     if (folder(args, cell, 0) / "result.json").exists():
         saved = checkpoint.newest(folder(args, cell, 0))
-        images = assemble.first_images(data.open_source(args.dataset, args.data_dir), saved["settings"], 512)
+        images = assemble.first_images(sources.open_source(args.dataset, args.data_dir), saved["settings"], 512)
         plots.draw_counterbalance(balance.counterbalance(assemble.load_model(saved, build), images), path)
 
 
 @torch.no_grad()
-def zeroed(saved: dict[str, Any], source: data.Source, device: torch.device, amp: torch.dtype | None) -> float | None:
+def zeroed(saved: dict[str, Any], source: sources.Source, device: torch.device,
+           amp: torch.dtype | None) -> float | None:
     """Top-1 of the trained model without PE at the last norm, in the run's precision; None where there is none."""
     model = assemble.load_model(saved, build)
     if model.pe.schedule.at_last_norm is None:
@@ -214,15 +218,15 @@ def zeroed(saved: dict[str, Any], source: data.Source, device: torch.device, amp
 
 
 def parse() -> argparse.Namespace:
-    parser = cli.Parser(description=__doc__.split("\n")[0], allow_abbrev=False,
+    parser = flags.Parser(description=__doc__.split("\n")[0], allow_abbrev=False,
                         epilog="All other flags are train_cifar.py's.")
     parser.add_argument("--dataset", choices=["cifar10", "cifar100", "shapes"], default="cifar10")
     parser.add_argument("--reduced", action="store_true", help="a small model and little data, for CPU")
     parser.add_argument("--tiny", action="store_true", help="two seeds, one epoch of 256 images: does it work?")
     parser.add_argument("--groups", nargs="+", choices=list(GROUPS), default=list(GROUPS))
     parser.add_argument("--cells", nargs="+", choices=list(CELLS), metavar="CELL", help="only these, by name")
-    parser.add_argument("--seeds", type=cli.number(int, least=1), default=3)
-    parser.add_argument("--jobs", type=cli.number(int, least=1), default=1, help="runs at a time")
+    parser.add_argument("--seeds", type=flags.number(int, least=1), default=3)
+    parser.add_argument("--jobs", type=flags.number(int, least=1), default=1, help="runs at a time")
     parser.add_argument("--name", help="of the files in results/ (default: the data set's)")
     parser.add_argument("--data-name", help="what the tables call the data, for instance CIFAR-10 (JPEG)")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "grid")
@@ -230,8 +234,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--machine", default=f"{os.cpu_count()} CPU cores")
     parser.add_argument("--table", action="store_true", help="train nothing, write table and figure again")
     own, rest = parser.parse_known_args()
-    training = cli.Parser(prog=parser.prog)
-    cli.add_flags(training, models=["vit_lite", "vit_nano"])
+    training = flags.Parser(prog=parser.prog)
+    flags.add_flags(training, models=["vit_lite", "vit_nano"])
     args = training.parse_args(rest + (["--limit", "256", "--epochs", "1", "--model", "vit_nano"] if own.tiny else []))
     for flag in ("pool", "pe", "pe_init", "seed", "out", "resume"):
         if getattr(args, flag) != training.get_default(flag):

@@ -5,7 +5,7 @@
     python -m mpvg_minimal.dense --task detection --dataset coco --data-dir COCO --gap --mpvg --model deit_tiny \\
         --init runs/NAME/checkpoint.pt                                      begin with a classifier's weights
 
-The heads: segmentation.py and detection.py. The data: dense_data.py.
+The heads: segmentation.py and detection.py. The data: targets.py.
 """
 import argparse
 from pathlib import Path
@@ -15,13 +15,15 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import nms
 
-from . import assemble, checkpoint, cli, distributed, plots, recipes
-from .dense_data import open_dense
-from .dense_files import IGNORED
+from ..runtime import distributed
+from ..runtime.errors import UserError, one_line_errors
+from ..tools import plots
+from ..training import assemble, checkpoint, flags, recipes
+from ..vit import SIZES
 from .detection import DETECTION, Detector
-from .errors import UserError, one_line_errors
+from .files import IGNORED
 from .segmentation import SEGMENTATION, Segmenter
-from .vit import SIZES
+from .targets import open_dense
 
 TASKS = {"segmentation": SEGMENTATION, "detection": DETECTION}
 
@@ -52,11 +54,11 @@ def draw(model: nn.Module, batches: Any, prepare: Any, device: torch.device, pat
 
 
 def parse() -> argparse.Namespace:
-    parser = cli.Parser(prog="python -m mpvg_minimal.dense", description=__doc__.split("\n")[0])
+    parser = flags.Parser(prog="python -m mpvg_minimal.dense", description=__doc__.split("\n")[0])
     parser.add_argument("--task", choices=list(TASKS), required=True)
     parser.add_argument("--dataset", choices=["shapes", "voc", "coco", "ade20k"], default="shapes")
-    cli.add_flags(parser, models=list(SIZES))
-    parser.add_argument("--image-size", type=cli.number(int, least=1), help="default: 32 for shapes, otherwise 224")
+    flags.add_flags(parser, models=list(SIZES))
+    parser.add_argument("--image-size", type=flags.number(int, least=1), help="default: 32 for shapes, otherwise 224")
     parser.add_argument("--init", type=Path, metavar="CHECKPOINT", help="begin with a classification run's weights")
     parser.add_argument("--padding", choices=["zeros", "circular"],
                         help="of the detector's convolutions (default: circular for shapes, otherwise zeros)")
@@ -71,15 +73,15 @@ def main() -> None:
         raise UserError("--loader device holds no masks and boxes: leave it out, dense tasks load by workers")
     if args.dataset == "shapes" and args.image_size not in (None, 32):
         raise UserError(f"--image-size {args.image_size}: the shapes are drawn at 32")
-    device = distributed.start(cli.choose_device(args.device, args.amp))
+    device = distributed.start(flags.choose_device(args.device, args.amp))
     recipe = recipes.DENSE_SHAPES[args.task] if args.dataset == "shapes" else recipes.DENSE
-    settings = cli.settings_of(args, device, recipe, dataset=args.dataset, task=args.task,
-                               **cli.settings_of_init(args), loader="workers")      # it knows no masks and boxes
+    settings = flags.settings_of(args, device, recipe, dataset=args.dataset, task=args.task,
+                               **flags.settings_of_init(args), loader="workers")      # it knows no masks and boxes
     settings["image_size"] = 32 if args.dataset == "shapes" else args.image_size or 224
     if args.padding:
         settings["detector"] = {**settings["detector"], "padding": args.padding}
     args.out = args.out or Path("runs") / "{task}_{dataset}_{model}_{pool}_{pe}_seed{seed}".format(**settings)
-    out = cli.choose_out(args, settings)
+    out = flags.choose_out(args, settings)
     assemble.refuse_size(settings)
     scale = settings["augment"] and settings["augment"]["scale"]
     source = open_dense(args.task, args.dataset, args.data_dir, settings["image_size"], scale)

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from torchvision import datasets, ops, tv_tensors
 from torchvision.transforms import v2
 
-from .errors import UserError, reason
+from ..runtime.errors import UserError, reason
 
 IGNORED = 255           # in masks
 LONG = 500              # letters of a library's complaint: what counts may stand behind a path

@@ -12,9 +12,9 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from .layerwise_pe import PESchedule
+from ..layerwise_pe import PESchedule
+from ..patch_embed import pair
 from .norm_with_pe import NormWithPE, PEAtInput, add_pe_first
-from .patch_embed import pair
 
 
 def add_layerwise_pe(model: nn.Module, *, norms: list[nn.Module], last_norm: nn.Module | None, pe: nn.Parameter,

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from .errors import UserError
+from ..runtime.errors import UserError
 
 
 def environment(device: torch.device) -> dict[str, str]:

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from . import checkpoint, distributed
-from .errors import UserError
+from ..runtime import distributed
+from ..runtime.errors import UserError
+from . import checkpoint
 
 COUNTERS = ("epoch", "step", "updates", "skipped", "history")
 

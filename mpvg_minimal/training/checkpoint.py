@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 
 import torch
 
-from .errors import UserError, reason
+from ..runtime.errors import UserError, reason
 
 NEWEST, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
 

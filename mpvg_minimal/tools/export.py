@@ -1,4 +1,4 @@
-"""A trained model as a file for other runtimes: `python -m mpvg_minimal.export RUN` writes RUN/model.pt2 and .onnx.
+"""A trained model as a file: `python -m mpvg_minimal.tools.export RUN` writes RUN/model.pt2 and RUN/model.onnx.
 
 What is written is the folded model (fold.py): every PE is a constant in it, and of a classifier PE at the last
 norm is part of the head's bias. Input: images (B, 3, H, W), float32, normalised as in training, with any B; output:
@@ -15,11 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import assemble, checkpoint, cli, dense
-from .detection import Detector
-from .errors import UserError, one_line_errors
-from .fold import fold_last_pe
-from .segmentation import Segmenter
+from ..dense import __main__ as dense
+from ..dense.detection import Detector
+from ..dense.segmentation import Segmenter
+from ..fold import fold_last_pe
+from ..runtime.errors import UserError, one_line_errors
+from ..training import assemble, checkpoint, flags
 
 
 def folded(model: nn.Module) -> nn.Module:
@@ -68,7 +69,7 @@ def largest(given: Any, expected: Tensor) -> float:
 
 
 def main() -> None:
-    parser = cli.Parser(prog="python -m mpvg_minimal.export", description=__doc__.split("\n")[0])
+    parser = flags.Parser(prog="python -m mpvg_minimal.tools.export", description=__doc__.split("\n")[0])
     parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder")
     args = parser.parse_args()
     saved = checkpoint.newest(args.run)

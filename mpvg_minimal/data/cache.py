@@ -19,10 +19,10 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 from tqdm import tqdm
 
-from . import distributed
+from ..runtime import distributed
 from .batches import Batches, Keyed
-from .data import Source, shorter_side, take
-from .errors import UserError, reason
+from .sources import Source, shorter_side, take
+from ..runtime.errors import UserError, reason
 
 QUALITY = 95            # of the JPEGs; they are about half as large as ImageNet's
 TOGETHER = 64           # images between two steps of the progress bar

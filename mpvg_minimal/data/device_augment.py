@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from .data import Source
+from .sources import Source
 
 TRIES = 10                                          # torchvision draws a rectangle up to ten times until it fits
 RECTANGLE = 2 * TRIES + 2                           # uniform numbers for a rectangle, and for all of an image:

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import distributed
-from .errors import reason
+from ..runtime import distributed
+from ..runtime.errors import reason
+from ..runtime.seeding import seeded
+from .loop import train_step
 from .run import start
-from .seeding import seeded
-from .train import train_step
 
 GRAPHS = "reduce-overhead"
 GAIN = 1.03             # CUDA graphs have to be faster by this factor

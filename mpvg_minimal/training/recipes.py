@@ -10,7 +10,7 @@ SHAPES = dict(
     mixup=0.0, cutmix=0.0, augment=None,
     stochastic_depth=0.0, attention_dropout=0.0, ema=0.0)
 
-# The same images with masks and boxes, see dense_data.py: under 60 seconds, and under 3 minutes.
+# The same images with masks and boxes, see targets.py: under 60 seconds, and under 3 minutes.
 DENSE_SHAPES = {
     "segmentation": SHAPES,
     "detection": SHAPES | dict(epochs=4, detector=dict(channels=64, levels=[2, 1], convs=1, padding="circular"))}

@@ -1,7 +1,7 @@
 """How close the training loop is to what the machine can do.
 
-    python -m mpvg_minimal.throughput                           everything below, into results/throughput_DEVICE.json
-    torchrun --nproc-per-node 2 -m mpvg_minimal.throughput --parts processes
+    python -m mpvg_minimal.tools.throughput                        everything below, into results/throughput_DEVICE.json
+    torchrun --nproc-per-node 2 -m mpvg_minimal.tools.throughput --parts processes
 
     limit       the model's FLOP/s in a training step, beside those of a large matrix product in the same process
     data        images/s with real data, beside the same steps on one batch that is there already
@@ -20,14 +20,16 @@ from typing import Any
 
 import torch
 
-from . import assemble, cache, cli, data, distributed, recipes
-from .compiling import choose_mode
-from .errors import UserError, one_line_errors
-from .interrupt import Interrupt
+from ..data import cache, sources
+from ..runtime import distributed
+from ..runtime.errors import UserError, one_line_errors
+from ..runtime.signals import Interrupt
+from ..training import assemble, flags, recipes
+from ..training.compiling import choose_mode
+from ..training.loop import train_epoch, train_step
+from ..training.run import Run, start
+from ..vit import SIZES
 from .measure import forward_flops, header, interleaved, synchronize, write
-from .run import Run, start
-from .train import train_epoch, train_step
-from .vit import SIZES
 
 
 def new_run(settings: dict[str, Any], device: torch.device, amp: torch.dtype | None, compiled: bool) -> Run:
@@ -73,13 +75,13 @@ class Repeated:
 def real_over_synthetic(settings: dict[str, Any], device: torch.device, args: argparse.Namespace,
                         amp: torch.dtype | None) -> dict:
     """A real epoch of `limit` images, then the same number of steps on one batch; the loader is warmed up first."""
-    source = data.open_source(settings["dataset"], args.data_dir, settings["image_size"])
+    source = sources.open_source(settings["dataset"], args.data_dir, settings["image_size"])
     if args.cache:
-        source = cache.cached(source, args.cache, limit=args.limit, workers=cli.choose_workers(args.workers))
+        source = cache.cached(source, args.cache, limit=args.limit, workers=flags.choose_workers(args.workers))
     real = assemble.build_batches(source, settings, train=True, workers=args.workers, device=device)
     batch = tuple(part.to(device) for part in next(iter(real.epoch())))
     run = new_run(settings, device, amp, args.compile)
-    options = dict(prepare=assemble.prepare_on(device, source), interrupt=Interrupt(), mix=data.mixing(
+    options = dict(prepare=assemble.prepare_on(device, source), interrupt=Interrupt(), mix=sources.mixing(
         settings["num_classes"], mixup=settings["mixup"], cutmix=settings["cutmix"]))
 
     def epoch(batches: Any) -> None:
@@ -132,26 +134,27 @@ PARTS = {"limit": limit, "data": real_over_synthetic, "batch": by_batch_size, "p
 
 
 def main() -> None:
-    parser = cli.Parser(prog="python -m mpvg_minimal.throughput", description=__doc__.split("\n")[0])
+    parser = flags.Parser(prog="python -m mpvg_minimal.tools.throughput", description=__doc__.split("\n")[0])
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=["limit", "data", "batch"])
-    cli.add_flags(parser, models=list(SIZES))
+    flags.add_flags(parser, models=list(SIZES))
     parser.add_argument("--dataset", choices=["shapes", "cifar10", "cifar100", "imagenet"], default="shapes")
     parser.add_argument("--cache", type=Path, metavar="DIR", help="for --dataset imagenet, as in train_imagenet.py")
-    parser.add_argument("--sizes", nargs="+", type=cli.number(int, least=1), default=[128, 256, 512, 1024, 2048, 4096])
-    parser.add_argument("--matrix", type=cli.number(int, least=1), default=2048, help="side of the product, on CPU")
-    parser.add_argument("--rounds", type=cli.number(int, least=1), default=5)
+    parser.add_argument("--sizes", nargs="+", type=flags.number(int, least=1),
+                        default=[128, 256, 512, 1024, 2048, 4096])
+    parser.add_argument("--matrix", type=flags.number(int, least=1), default=2048, help="side of the product, on CPU")
+    parser.add_argument("--rounds", type=flags.number(int, least=1), default=5)
     parser.set_defaults(out=Path("results"))
     args = parser.parse_args()
     if "processes" in args.parts and "LOCAL_RANK" not in os.environ:
         raise UserError("--parts processes compares processes: start it by torchrun --nproc-per-node 2")
     if args.cache and args.dataset != "imagenet":
         raise UserError(f"--cache {args.cache} is for --dataset imagenet, not for {args.dataset}")
-    device = distributed.start(cli.choose_device(args.device, args.amp))
+    device = distributed.start(flags.choose_device(args.device, args.amp))
     recipe = {"shapes": recipes.SHAPES, "imagenet": recipes.IMAGENET}.get(args.dataset, recipes.CIFAR)
     size, classes = (224, 1000) if args.dataset == "imagenet" else (32, 100)
-    settings = cli.settings_of(args, device, recipe, dataset=args.dataset, num_classes=classes, image_size=size)
-    amp = cli.choose_amp(args.amp, device)
-    result = header("mpvg_minimal.throughput", device) | {"settings": settings, "rounds": args.rounds}
+    settings = flags.settings_of(args, device, recipe, dataset=args.dataset, num_classes=classes, image_size=size)
+    amp = flags.choose_amp(args.amp, device)
+    result = header("mpvg_minimal.tools.throughput", device) | {"settings": settings, "rounds": args.rounds}
     for part in args.parts:
         result[part] = PARTS[part](settings, device, args, amp)
         if distributed.is_first():

@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from .data import file_of
-from .errors import LostLoader, UserError, reason
-from .seeding import generator, seeded
+from .sources import file_of
+from ..runtime.errors import LostLoader, UserError, reason
+from ..runtime.seeding import generator, seeded
 
 
 class Keyed(Dataset):

@@ -8,17 +8,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import checkpoint, data, distributed, plots
-from .batches import Batches
+from ..data import sources
+from ..data.batches import Batches
+from ..data.device_batches import DeviceBatches
+from ..runtime import distributed
+from ..runtime.errors import UserError
+from ..tools import plots
+from ..tools.measure import environment
+from ..vit import SIZES, ViT, resize_pe
+from . import checkpoint
 from .classification import CLASSIFICATION
-from .cli import choose_amp, choose_workers
 from .compiling import choose_mode
-from .device_data import DeviceBatches
-from .errors import UserError
-from .measure import environment
+from .flags import choose_amp, choose_workers
+from .loop import fit
 from .run import Run, Task, autocast, start
-from .train import fit
-from .vit import SIZES, ViT, resize_pe
 
 
 def build_model(settings: dict[str, Any]) -> ViT:
@@ -38,11 +41,11 @@ def refuse_size(settings: dict[str, Any]) -> None:
         build_model({**settings, "num_classes": 1})
 
 
-def build_batches(source: data.Source, settings: dict[str, Any], *, train: bool, workers: int | None,
+def build_batches(source: sources.Source, settings: dict[str, Any], *, train: bool, workers: int | None,
                   device: torch.device) -> Batches | DeviceBatches:
     """The training or the test images of a source, for this process."""
     augment = settings["augment"] if train else None
-    dataset = data.take(source.train if train else source.test, settings["limit"])
+    dataset = sources.take(source.train if train else source.test, settings["limit"])
     options = dict(batch_size=settings["batch_size"], train=train, seed=settings["seed"], rank=distributed.rank(),
                    world=distributed.count())
     if source.transforms:                                       # they make targets, and check what they are given
@@ -51,20 +54,20 @@ def build_batches(source: data.Source, settings: dict[str, Any], *, train: bool,
         options |= dict(image_size=source.image_size, classes=len(source.classes))
         if settings["loader"] == "device":
             return DeviceBatches(dataset, source, augment, device, **options)
-        transform = data.augmentation(source, **augment) if augment else data.plain(source)
+        transform = sources.augmentation(source, **augment) if augment else sources.plain(source)
     if transform is None and workers is None:
         workers = 0                                             # nothing to decode or augment: no process for it
     workers = choose_workers(workers)
     return Batches(dataset, transform, workers=workers, pin_memory=device.type == "cuda", **options)
 
 
-def prepare_on(device: torch.device, source: data.Source) -> Any:
+def prepare_on(device: torch.device, source: sources.Source) -> Any:
     """uint8 images on the device -> normalised ones."""
     mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (source.mean, source.std))
-    return lambda images: data.normalise(images, mean, std)
+    return lambda images: sources.normalise(images, mean, std)
 
 
-def first_images(source: data.Source, settings: dict[str, Any], count: int) -> Tensor:
+def first_images(source: sources.Source, settings: dict[str, Any], count: int) -> Tensor:
     """The first `count` test images, normalised, (B, 3, H, W) on the CPU."""
     cpu = torch.device("cpu")
     settings = {**settings, "limit": count, "batch_size": count}
@@ -72,7 +75,7 @@ def first_images(source: data.Source, settings: dict[str, Any], count: int) -> T
     return prepare_on(cpu, source)(next(iter(batches.epoch()))[0])
 
 
-def test(model: nn.Module, source: data.Source, settings: dict[str, Any], device: torch.device, *,
+def test(model: nn.Module, source: sources.Source, settings: dict[str, Any], device: torch.device, *,
          task: Task = CLASSIFICATION, workers: int | None = 0, amp: torch.dtype | None = None) -> dict[str, Any]:
     """The metrics of a model on the test images, as after an epoch of training."""
     batches = build_batches(source, settings, train=False, workers=workers, device=device)
@@ -106,8 +109,8 @@ def init_from(vit: ViT, path: str) -> None:
         raise UserError(f"--init {path} does not fit this model: {error}") from error
 
 
-def train(args: argparse.Namespace, settings: dict[str, Any], source: data.Source, out: Path, device: torch.device, *,
-          build: Callable = build_model, task: Task = CLASSIFICATION) -> Run:
+def train(args: argparse.Namespace, settings: dict[str, Any], source: sources.Source, out: Path, device: torch.device,
+          *, build: Callable = build_model, task: Task = CLASSIFICATION) -> Run:
     """Build all parts, train to the end, draw the curves, print the test accuracy."""
     amp = choose_amp(args.amp, device)
     model = build(settings)
@@ -128,7 +131,7 @@ def train(args: argparse.Namespace, settings: dict[str, Any], source: data.Sourc
     if distributed.is_first():
         config = {"settings": settings, "environment": environment(device), "data_dir": args.data_dir}
         checkpoint.write_text(out / "config.json", json.dumps(config, indent=2) + "\n")
-    mix = data.mixing(settings["num_classes"], mixup=settings["mixup"], cutmix=settings["cutmix"])
+    mix = sources.mixing(settings["num_classes"], mixup=settings["mixup"], cutmix=settings["cutmix"])
     history = fit(run, parts["train"], parts["test"], prepare=prepare_on(device, source), mix=mix, task=task)
     run.wrapped = run.model             # whoever keeps the run: DistributedDataParallel goes before the process group
     if distributed.is_first():

@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
-from . import checkpoint, distributed
-from .errors import UserError
+from ..runtime import distributed
+from ..runtime.errors import UserError
+from . import checkpoint
 
 
 class Parser(argparse.ArgumentParser):

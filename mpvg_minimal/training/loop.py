@@ -20,12 +20,12 @@ from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from tqdm import tqdm
 
-from . import distributed
+from ..runtime import distributed
+from ..runtime.errors import Interrupted, NonFinite
+from ..runtime.seeding import seed_of
+from ..runtime.signals import Interrupt, noted
 from .classification import CLASSIFICATION, classification_loss
-from .errors import Interrupted, NonFinite
-from .interrupt import Interrupt, noted
 from .run import Run, Task
-from .seeding import seed_of
 
 LOOK = 50               # steps between two looks at the running loss: each look waits for the device
 GIVE_UP = 20            # fp16: so many skipped steps in a row end the run

@@ -13,8 +13,8 @@ from torch.utils.data import Dataset, Subset
 from torchvision import datasets
 from torchvision.transforms import InterpolationMode, v2
 
-from . import distributed
-from .errors import UserError
+from ..runtime import distributed
+from ..runtime.errors import UserError
 from .shapes import Shapes
 
 

@@ -4,7 +4,7 @@ Under GAP, PE at the last norm adds one vector to every image's feature. Here ev
 differs from token to token, so PE at the last norm can matter at inference too: `fold_last_pe(vit, dense=True)`.
 
 Source: the linear head is Segmenter's (Strudel et al. 2021). Trained by dense.py.
-Masks: see dense_data.py. Shapes: B images, h x w the grid of patches of size P, D width, K classes.
+Masks: see targets.py. Shapes: B images, h x w the grid of patches of size P, D width, K classes.
 """
 from typing import Any
 
@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate, pixel_shuffle
 
-from . import distributed
-from .dense_files import IGNORED
-from .run import Task, outputs
-from .vit import ViT
+from ..runtime import distributed
+from ..training.run import Task, outputs
+from ..vit import ViT
+from .files import IGNORED
 
 
 def token_map(vit: ViT, images: Tensor) -> Tensor:

@@ -16,10 +16,10 @@ from torchvision.models.convnext import LayerNorm2d
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.fcos import FCOS, FCOSHead
 
-from . import distributed
-from .run import Task, outputs
+from ..runtime import distributed
+from ..training.run import Task, outputs
+from ..vit import ViT
 from .segmentation import token_map
-from .vit import ViT
 
 
 class FeaturePyramid(nn.Module):
@@ -98,7 +98,7 @@ def test_detector(model: nn.Module, batches: Any, **options: Any) -> dict[str, f
 def average_precision(found: list[dict[str, Tensor]], truths: list[Tensor]) -> dict[str, float]:
     """COCO's AP (mean over IoU 0.50 ... 0.95), AP50 and AP75, from 0 to 1, by pycocotools.
 
-    found: boxes (M, 4), scores (M,), labels (M,) for each image. truths: (M, 6) for each, see dense_data.py.
+    found: boxes (M, 4), scores (M,), labels (M,) for each image. truths: (M, 6) for each, see targets.py.
     """
     annotations, results = [], []
     for image, (detections, rows) in enumerate(zip(found, truths), start=1):

@@ -1,4 +1,4 @@
-"""A finished run as pictures: `python -m mpvg_minimal.plots RUN` draws RUN/curves.png and RUN/counterbalance.png.
+"""A finished run as pictures: `python -m mpvg_minimal.tools.plots RUN` draws RUN/curves.png and RUN/counterbalance.png.
 
 The counterbalance figure is drawn as in the paper: tokens in the top row, PE in the bottom row, one column for each
 layer with the last norm at the end, D to the right and N downwards, the correlation written below.
@@ -11,8 +11,8 @@ import matplotlib.pyplot as plt
 import torch
 from torch import Tensor
 
-from .balance import Balance, counterbalance
-from .errors import UserError, one_line_errors
+from ..balance import Balance, counterbalance
+from ..runtime.errors import UserError, one_line_errors
 
 matplotlib.use("Agg")                                           # files only, no window
 
@@ -93,11 +93,15 @@ def _save(figure: plt.Figure, path: Path) -> None:
 
 
 def main() -> None:
-    from . import assemble, checkpoint, cli, data, dense, dense_data  # here alone: the functions above need none of it
+    # imported here: the functions above need none of it
+    from ..data import sources
+    from ..dense import __main__ as dense
+    from ..dense import targets
+    from ..training import assemble, checkpoint, flags
 
-    parser = cli.Parser(prog="python -m mpvg_minimal.plots", description=__doc__.split("\n")[0])
+    parser = flags.Parser(prog="python -m mpvg_minimal.tools.plots", description=__doc__.split("\n")[0])
     parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder")
-    parser.add_argument("--images", type=cli.number(int, least=2), default=512, help="test images to average over")
+    parser.add_argument("--images", type=flags.number(int, least=2), default=512, help="test images to average over")
     args = parser.parse_args()
     saved = checkpoint.newest(args.run)
     if not saved["history"]:
@@ -105,10 +109,10 @@ def main() -> None:
     settings = saved["settings"]
     place = (settings["dataset"], checkpoint.read_config(args.run)["data_dir"], settings["image_size"])
     if "task" in settings:
-        score, source = dense.TASKS[settings["task"]].score, dense_data.open_dense(settings["task"], *place)
+        score, source = dense.TASKS[settings["task"]].score, targets.open_dense(settings["task"], *place)
         model = assemble.load_model(saved, dense.build).vit
     else:
-        score, source, model = "top1", data.open_source(*place), assemble.load_model(saved)
+        score, source, model = "top1", sources.open_source(*place), assemble.load_model(saved)
     draw_curves(saved["history"], args.run / "curves.png", score=score)
     balances = counterbalance(model, assemble.first_images(source, settings, args.images))
     draw_counterbalance(balances, args.run / "counterbalance.png")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from .seeding import generator
+from ..runtime.seeding import generator
 
 KINDS = ("circle", "square", "triangle")
 

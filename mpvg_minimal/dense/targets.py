@@ -19,10 +19,10 @@ from torch.utils.data import Dataset
 from torchvision import ops
 from torchvision.transforms import v2
 
-from .data import IMAGENET_STATS, SHAPES_STATS, Source
-from .dense_files import FETCH, LONG, OPEN
-from .errors import UserError, reason
-from .shapes import KINDS, Shapes
+from ..data.shapes import KINDS, Shapes
+from ..data.sources import IMAGENET_STATS, SHAPES_STATS, Source
+from ..runtime.errors import UserError, reason
+from .files import FETCH, LONG, OPEN
 
 MOST = 100              # objects in an image; of more, the largest
 

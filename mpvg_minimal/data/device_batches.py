@@ -11,9 +11,9 @@ from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional as F
 
 from .batches import Batches, check
-from .data import Source
+from .sources import Source
 from .device_augment import COLUMNS, augmented
-from .seeding import generator
+from ..runtime.seeding import generator
 
 CHUNK = 4096            # images augmented together: enough to fill a GPU
 

@@ -1,7 +1,7 @@
 """What each PE schedule costs: parameters, FLOPs, memory, images/s, each beside PE added once.
 
-    python -m mpvg_minimal.cost                         the three small models, eager
-    python -m mpvg_minimal.cost --compile --peers       compiled, and beside timm's and vit-pytorch's ViT
+    python -m mpvg_minimal.tools.cost                         the three small models, eager
+    python -m mpvg_minimal.tools.cost --compile --peers       compiled, and beside timm's and vit-pytorch's ViT
 
 Machines are shared and noisy, so what counts is the ratio: each candidate takes turns with PE once, and its ratio is
 the median over many rounds of PE-once's time by its own in the same round. Many short rounds are worth more than few
@@ -16,14 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import cli, plots
-from .errors import UserError, one_line_errors
-from .fold import fold_last_pe
+from ..fold import fold_last_pe
+from ..runtime.errors import UserError, one_line_errors
+from ..training import flags
+from ..training.loop import train_step
+from ..training.recipes import CIFAR
+from ..training.run import autocast, start
+from ..vit import SIZES
+from . import plots
 from .measure import forward_flops, header, interleaved, kept_for_backward, peak_memory, write
-from .recipes import CIFAR
-from .run import autocast, start
-from .train import train_step
-from .vit import SIZES
 
 SCHEDULES = ("once", "none", "lape", "pvg", "mpvg")         # the first is what the others are compared with
 COPY = "once, a copy"                                       # its true ratio is 1
@@ -132,21 +133,21 @@ def short_table(rows: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    parser = cli.Parser(prog="python -m mpvg_minimal.cost", description=__doc__.split("\n")[0])
+    parser = flags.Parser(prog="python -m mpvg_minimal.tools.cost", description=__doc__.split("\n")[0])
     parser.add_argument("--models", nargs="+", choices=list(BATCH), default=["vit_lite", "deit_tiny", "deit_small"])
     parser.add_argument("--device", default="auto")
     parser.add_argument("--amp", choices=["auto", "bf16", "fp16", "off"], default="auto")
-    parser.add_argument("--batch", type=cli.number(int, least=1), help="images of a training step (default: by model)")
-    parser.add_argument("--rounds", type=cli.number(int, least=1), default=61)
+    parser.add_argument("--batch", type=flags.number(int, least=1), help="images of a step (default: by model)")
+    parser.add_argument("--rounds", type=flags.number(int, least=1), default=61)
     parser.add_argument("--compile", action="store_true", help="measure compiled models")
     parser.add_argument("--peers", action="store_true", help="beside timm's and vit-pytorch's ViT")
     parser.add_argument("--out", type=Path, default=Path("results"))
     args = parser.parse_args()
-    device = cli.choose_device(args.device)
-    amp = cli.choose_amp(args.amp, device)
+    device = flags.choose_device(args.device)
+    amp = flags.choose_amp(args.amp, device)
     torch._dynamo.config.recompile_limit = 100          # all candidates share ViT.forward: past 8 it would run eagerly
     path = args.out / f"cost_{device.type}{'_compiled' if args.compile else ''}.json"
-    result = header("mpvg_minimal.cost", device) | {"rounds": args.rounds, "amp": str(amp), "rows": []}
+    result = header("mpvg_minimal.tools.cost", device) | {"rounds": args.rounds, "amp": str(amp), "rows": []}
     write(result, path)                                 # now: whoever cannot should not learn it in an hour
     for name in args.models:
         batch = args.batch or BATCH[name][device.type == "cuda"]

@@ -1,7 +1,7 @@
 """ImageNet on 1, 8 and 32 GPUs, worked out on paper: how many hours, and what limits.
 
-    python -m mpvg_minimal.scaling                  the table, from results/images_cpu.json and what is assumed below
-    python -m mpvg_minimal.scaling --measure        measure first what a photograph costs a core, into that file
+    python -m mpvg_minimal.tools.scaling              the table, from results/images_cpu.json and what is assumed below
+    python -m mpvg_minimal.tools.scaling --measure    measure first what a photograph costs a core, into that file
 
 An epoch takes as long as the slowest of three: the GPUs' arithmetic, the cores that read and augment photographs, and
 the sum of all gradients over the network (a ring: each GPU sends nearly twice its gradients, in float32, every step).
@@ -23,13 +23,13 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2.functional import to_pil_image
 
-from . import cli
-from .cache import shrunk
-from .data import IMAGENET_STATS, Source, augmentation, shorter_side
-from .errors import UserError, one_line_errors
+from ..data.cache import shrunk
+from ..data.sources import IMAGENET_STATS, Source, augmentation, shorter_side
+from ..runtime.errors import UserError, one_line_errors
+from ..training import flags
+from ..training.recipes import IMAGENET
+from ..vit import SIZES
 from .measure import forward_flops, header, write
-from .recipes import IMAGENET
-from .vit import SIZES
 
 MODELS, GPUS = ("deit_tiny", "deit_small", "deit_base"), (1, 8, 32)
 EPOCHS, IMAGES, BATCH, SIZE = IMAGENET["epochs"], 1_281_167, IMAGENET["batch_size"], 224
@@ -102,17 +102,17 @@ def measure(count: int, rounds: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = cli.Parser(prog="python -m mpvg_minimal.scaling", description=__doc__.split("\n")[0],
+    parser = flags.Parser(prog="python -m mpvg_minimal.tools.scaling", description=__doc__.split("\n")[0],
                         formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--measure", action="store_true", help="first measure what a photograph costs a core")
-    parser.add_argument("--images", type=cli.number(int, least=1), default=40)
-    parser.add_argument("--rounds", type=cli.number(int, least=1), default=7)
+    parser.add_argument("--images", type=flags.number(int, least=1), default=40)
+    parser.add_argument("--rounds", type=flags.number(int, least=1), default=7)
     parser.add_argument("--out", type=Path, default=Path("results"))
     args = parser.parse_args()
     path = args.out / "images_cpu.json"
     if args.measure:
         measured = {"images": args.images, "rounds": args.rounds} | measure(args.images, args.rounds)
-        write(header("mpvg_minimal.scaling", torch.device("cpu")) | measured, path)
+        write(header("mpvg_minimal.tools.scaling", torch.device("cpu")) | measured, path)
     if not path.exists():
         raise UserError(f"{path} is not there: --measure makes it")
     print(table({kind: times["augmented"] for kind, times in json.loads(path.read_text())["milliseconds"].items()}))

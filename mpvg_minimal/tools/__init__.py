@@ -1,0 +1,1 @@
+"""What one does to a finished model or run: plots, export, cost, throughput."""

@@ -1,0 +1,1 @@
+"""How a model is trained: recipes, flags, the loop, the run and its checkpoint."""
