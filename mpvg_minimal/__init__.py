@@ -5,7 +5,7 @@ Symbols in all files: B images in a batch, N tokens, D width, H heads (of an ima
 from .balance import counterbalance
 from .fold import fold_last_pe
 from .layerwise_pe import LayerwisePE, PESchedule
-from .vit import ViT, deit_base, deit_small, deit_tiny, resize_pe, vit_lite, vit_nano
+from .vit import ViT, deit_base, deit_nano, deit_small, deit_tiny, resize_pe, vit_lite, vit_nano
 
-__all__ = ["LayerwisePE", "PESchedule", "ViT", "counterbalance", "deit_base", "deit_small", "deit_tiny",
-           "fold_last_pe", "resize_pe", "vit_lite", "vit_nano"]
+__all__ = ["LayerwisePE", "PESchedule", "ViT", "counterbalance", "deit_base", "deit_nano", "deit_small",
+           "deit_tiny", "fold_last_pe", "resize_pe", "vit_lite", "vit_nano"]

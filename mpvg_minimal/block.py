@@ -7,7 +7,7 @@ The delivered PE meets the *normalised* tokens and goes into the attention only;
 residual stream x. As the query-key-value map is linear, W(LN(x) + p) = W LN(x) + W p: a delivered PE is a
 bias on queries, keys and values that differs from position to position.
 
-Sources: ViT (Dosovitskiy et al. 2021), Eq. 2 and 3; the place where p enters: LaPE (Yu et al. 2023).
+Sources: ViT (Dosovitskiy et al. 2021), Eq. 2 and 3; the place where p enters: LaPE (Yu et al. 2023) and paper, Fig. 3.
 Shapes: B images, N tokens, D width, H heads.
 """
 from torch import Tensor, nn
@@ -18,12 +18,13 @@ from torchvision.ops import StochasticDepth
 class Attention(nn.Module):
     """Multi-head self-attention (MSA), (B, N, D) -> (B, N, D). ValueError if H does not divide D."""
 
-    def __init__(self, width: int, heads: int, *, dropout: float = 0.0, attention_dropout: float = 0.0):
+    def __init__(self, width: int, heads: int, *, qkv_bias: bool = True, dropout: float = 0.0,
+                 attention_dropout: float = 0.0):
         super().__init__()
         if width % heads:
             raise ValueError(f"{heads} heads do not divide width {width}: choose a width that is a multiple of heads")
         self.heads, self.attention_dropout = heads, attention_dropout
-        self.qkv = nn.Linear(width, 3 * width)
+        self.qkv = nn.Linear(width, 3 * width, bias=qkv_bias)
         self.proj = nn.Linear(width, width)
         self.dropout = nn.Dropout(dropout)
 
@@ -57,11 +58,11 @@ class Block(nn.Module):
     stochastic_depth: probability of dropping each of the two branches, image by image, in training.
     """
 
-    def __init__(self, width: int, heads: int, *, mlp_ratio: float = 4.0, dropout: float = 0.0,
+    def __init__(self, width: int, heads: int, *, mlp_ratio: float = 4.0, qkv_bias: bool = True, dropout: float = 0.0,
                  attention_dropout: float = 0.0, stochastic_depth: float = 0.0):
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=1e-6)
-        self.attn = Attention(width, heads, dropout=dropout, attention_dropout=attention_dropout)
+        self.attn = Attention(width, heads, qkv_bias=qkv_bias, dropout=dropout, attention_dropout=attention_dropout)
         self.norm2 = nn.LayerNorm(width, eps=1e-6)
         self.mlp = Mlp(width, int(width * mlp_ratio), dropout=dropout)
         self.drop_path = StochasticDepth(stochastic_depth, mode="row")

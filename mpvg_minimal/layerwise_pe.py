@@ -6,14 +6,16 @@ with one affine for both. LaPE gives PE an LN of its own in every block and hand
     p_l = LN'_l(p_{l-1})              p_0 is the learnt PE itself, LN'_l has its own affine
     x   = x + MSA(LN_l(x) + p_l)      the block's part: see block.py
 
-MPVG also hands PE to the last LN, y = LN(x) + LN'_last(p_0): that part is balance.py.
+MPVG adds p_0 to the tokens at the input, delivers p_l from block 2 on, and also delivers PE to the last LN,
+y = LN(x) + LN'_last(p_0): that part is balance.py.
 
 Note the signature of `LayerwisePE.forward()`: it takes no image. PE is the same for every image, so all
 p_l are computed once a step on (1, N, D) and broadcast, and delivering one costs a block one addition.
 
-Sources: LaPE is Yu et al., ICCV 2023 (arXiv 2212.05262), and exact. MPVG is Lee, Ham and Kim, AAAI 2025
-(arXiv 2502.02919), known to us through its abstract and public reviews that quote its equations, not its
-full text: what is our reading is marked so. Shapes: N tokens (with the class token, if any), D width, L blocks.
+Sources: MPVG is Lee, Ham and Kim, AAAI 2025 (arXiv 2502.02919); "paper" means it. LaPE is Yu et al., ICCV 2023
+(arXiv 2212.05262), as in its official code since commit e188f7e of March 2024 (before, it was not hierarchical).
+Shapes: N tokens (with the class token, if any), D width, L blocks. The paper counts layers from 0, we count blocks
+from 1: our block l is its layer l - 1.
 """
 from dataclasses import dataclass
 
@@ -23,12 +25,13 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class PESchedule:
-    """Four switches that say where PE goes. `PESchedule.named("mpvg")` gives the published settings.
+    """Four switches that say where PE goes. `PESchedule.named("mpvg")` gives the paper's settings (Fig. 3 d).
 
     add_at_input: x = tokens + p_0 before block 1.
     first_block:  the first block, counted from 1, that receives PE; it and all later ones do. None: no block.
     hierarchical: each block normalises what the block before it received (LaPE), else p_0 itself.
-    at_last_norm: None, "initial" (p_0) or "delivered" (p_L, what the last block received).
+    at_last_norm: None; "initial": p_0; "delivered": p_L, what the last block received; or a block's number n: p_n,
+                  what block n received (paper, Table 5: its layers 11, 8 and 5 are n = 12, 9 and 6).
 
     ValueError for a combination that contradicts itself; `check(depth)` also knows the number of blocks.
     """
@@ -36,27 +39,30 @@ class PESchedule:
     add_at_input: bool = True
     first_block: int | None = 2
     hierarchical: bool = True
-    at_last_norm: str | None = "initial"
+    at_last_norm: str | int | None = "initial"
 
     def __post_init__(self):
-        if self.at_last_norm not in (None, "initial", "delivered"):
-            raise ValueError(f'at_last_norm is {self.at_last_norm!r}, expected None, "initial" or "delivered"')
-        if self.first_block is not None and self.first_block < 1:
-            raise ValueError(f"first_block is {self.first_block}, but blocks are counted from 1 (None: no block)")
-        if self.first_block is None and self.hierarchical:
+        last, first = self.at_last_norm, self.first_block
+        if last not in (None, "initial", "delivered") and type(last) is not int:
+            raise ValueError(f'at_last_norm is {last!r}, expected None, "initial", "delivered" or a block\'s number')
+        if first is not None and first < 1:
+            raise ValueError(f"first_block is {first}, but blocks are counted from 1 (None: no block)")
+        if type(last) is int and last < (first or 1):
+            raise ValueError(f"at_last_norm is {last}, but first_block is {first}: block {last} receives no PE")
+        if first is None and self.hierarchical:
             raise ValueError("hierarchical, but first_block is None: PE that no block receives cannot be handed on")
-        if self.first_block is None and self.at_last_norm == "delivered":
-            raise ValueError('at_last_norm is "delivered", but first_block is None: nothing was delivered to a block')
+        if first is None and last not in (None, "initial"):
+            raise ValueError(f"at_last_norm is {last!r}, but first_block is None: no block receives PE")
 
     @classmethod
     def named(cls, name: str) -> "PESchedule":
         """The settings that have names: "none", "once" (ViT), "lape", "pvg", "mpvg"."""
         named = {
             "none": cls(False, None, False, None),
-            "once": cls(True, None, False, None),           # ViT: exact
-            "lape": cls(False, 1, True, None),              # LaPE: exact, its official code
-            "pvg": cls(True, 2, True, None),                # paper, second hand; p_0 at the input is our reading
-            "mpvg": cls(True, 2, True, "initial"),          # last norm: paper, second hand; the rest as for pvg
+            "once": cls(True, None, False, None),           # ViT
+            "lape": cls(False, 1, True, None),              # LaPE, official code
+            "pvg": cls(True, 2, True, None),                # paper, Fig. 3 c
+            "mpvg": cls(True, 2, True, "initial"),          # paper, Fig. 3 d; Tables 5 and 6 vary one switch at a time
         }
         if name not in named:
             raise ValueError(f"no PE schedule is called {name!r}: choose one of {', '.join(named)}")
@@ -67,9 +73,11 @@ class PESchedule:
         return self.add_at_input or self.first_block is not None or self.at_last_norm is not None
 
     def check(self, depth: int) -> None:
-        """ValueError if PE would start beyond the last of `depth` blocks."""
-        if self.first_block is not None and self.first_block > depth:
-            raise ValueError(f"first_block is {self.first_block}, but the model has {depth} blocks: no block gets PE")
+        """ValueError if the schedule names a block beyond the last of `depth` blocks."""
+        for name in ("first_block", "at_last_norm"):
+            block = getattr(self, name)
+            if type(block) is int and block > depth:
+                raise ValueError(f"{name} is {block}, but the model has {depth} blocks: choose one of them")
 
 
 def sincos2d(grid: tuple[int, int], width: int) -> Tensor:
@@ -88,11 +96,11 @@ def sincos2d(grid: tuple[int, int], width: int) -> Tensor:
 class LayerwisePE(nn.Module):
     """PE as every layer receives it. A LayerNorm exists only where the schedule uses one.
 
-    init: "learned" (a parameter, truncated normal, std 0.02) or "sincos2d" (fixed; the class token's row is 0).
+    init: "learned" (a parameter, truncated normal of this std) or "sincos2d" (fixed; the class token's row is 0).
     """
 
     def __init__(self, schedule: PESchedule, *, grid: tuple[int, int], width: int, depth: int,
-                 class_token: bool = False, init: str = "learned"):
+                 class_token: bool = False, init: str = "learned", std: float = 0.02):
         super().__init__()
         schedule.check(depth)
         if init not in ("learned", "sincos2d"):
@@ -101,7 +109,8 @@ class LayerwisePE(nn.Module):
         self.pos_embed = None                                                   # p_0: (1, N, D)
         if schedule.uses_pe and init == "learned":
             tokens = grid[0] * grid[1] + class_token
-            self.pos_embed = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, tokens, width), std=0.02))
+            p = nn.init.trunc_normal_(torch.empty(1, tokens, width), std=0.02)  # whatever std is: the same draws
+            self.pos_embed = nn.Parameter(p * (std / 0.02))
         elif schedule.uses_pe:
             fixed = nn.functional.pad(sincos2d(grid, width), (0, 0, int(class_token), 0))
             del self.pos_embed
@@ -112,12 +121,12 @@ class LayerwisePE(nn.Module):
     def forward(self) -> tuple[Tensor | None, list[Tensor | None], Tensor | None]:
         """(PE for the input, [PE for block 1 ... L], PE for the last norm), each (1, N, D) or None.
 
-        The last one is handed over as it is, p_0 or p_L: its LayerNorm belongs to the last norm (balance.py).
+        The last one is handed over as it is, p_0 or p_n: its LayerNorm belongs to the last norm (balance.py).
         """
         p, schedule = self.pos_embed, self.schedule
         block_pes: list[Tensor | None] = [None] * (self.depth - len(self.norms))
         for norm in self.norms:
             p = norm(p if schedule.hierarchical else self.pos_embed)            # p_l = LN'_l(p_{l-1})
             block_pes.append(p)
-        last_pe = {None: None, "initial": self.pos_embed, "delivered": p}[schedule.at_last_norm]
-        return (self.pos_embed if schedule.add_at_input else None), block_pes, last_pe
+        sources = {None: None, "initial": self.pos_embed, "delivered": p} | dict(enumerate(block_pes, start=1))
+        return (self.pos_embed if schedule.add_at_input else None), block_pes, sources[schedule.at_last_norm]

@@ -24,6 +24,7 @@ NAMED = {
     "pvg": (True, 2, True, None),
     "mpvg": (True, 2, True, "initial")}
 VALID = [*product((True, False), (1, 2, 3), (True, False), (None, "initial", "delivered")),
+         *((True, 2, hierarchical, block) for hierarchical in (True, False) for block in (2, 3)), (False, 1, True, 1),
          *product((True, False), (None,), (False,), (None, "initial"))]
 
 
@@ -61,8 +62,9 @@ def layer_norm(x: Tensor, weights: dict[str, Tensor], key: str) -> Tensor:
 def attention(y: Tensor, weights: dict[str, Tensor], key: str, heads: int = HEADS) -> Tensor:
     width = y.shape[-1]
     size, outputs = width // heads, []
+    bias = weights.get(f"{key}.qkv.bias", y.new_zeros(3 * width))
     for head in range(heads):
-        q, k, v = (y @ weights[f"{key}.qkv.weight"][rows].T + weights[f"{key}.qkv.bias"][rows]
+        q, k, v = (y @ weights[f"{key}.qkv.weight"][rows].T + bias[rows]
                    for rows in (slice(part * width + head * size, part * width + (head + 1) * size)
                                 for part in range(3)))
         scores = (q @ k.transpose(1, 2) / math.sqrt(size)).exp()
@@ -133,7 +135,7 @@ def trace(model: ViT, images: Tensor, switches: tuple) -> Trace:
     y = layer_norm(x, w, "last_norm.token_norm")
     streams.append(x)
     normed.append(y)
-    source = {None: None, "initial": p_0, "delivered": p}[last]
+    source = pes[last - 1] if isinstance(last, int) else {None: None, "initial": p_0, "delivered": p}[last]
     pes.append(None if source is None else layer_norm(source, w, "last_norm.pe_norm"))
     tokens = y if source is None else y + pes[-1]
     pooled = tokens[:, 0] if "cls_token" in w else tokens.mean(1)

@@ -10,6 +10,8 @@ from mpvg_minimal.balance import LastNorm
 
 MEASURED = [NAMED["none"], NAMED["lape"], NAMED["pvg"], NAMED["mpvg"], (False, 3, False, "delivered"),
             (False, None, False, "initial")]
+CORRELATIONS = ("correlation", "cosine", "stream_correlation", "stream_cosine", "shared_correlation",
+                "place_correlation")
 
 
 def test_last_norm_is_its_equation():
@@ -40,8 +42,13 @@ def test_counterbalance_from_scratch(switches, pool):
         y, x = y.detach().numpy().mean(0), x.detach().numpy().mean(0)
         np.testing.assert_allclose(balance.tokens, y, rtol=0, atol=1e-10)
         np.testing.assert_allclose(balance.stream, x, rtol=0, atol=1e-10)
+        name = "last_norm.token_norm" if balance.place == "last norm" else f"blocks.{int(balance.place[-1]) - 1}.norm1"
+        beta = model.state_dict()[f"{name}.bias"].numpy()
+        np.testing.assert_array_equal(balance.beta, beta)
+        assert balance.norm_cosine == pytest.approx(row_cosines(x.reshape(1, -1), y.reshape(1, -1))[0], abs=1e-10)
         if pe is None:
-            assert balance[3:] == (None,) * 5
+            assert [getattr(balance, key) for key in CORRELATIONS] == [None] * len(CORRELATIONS)
+            np.testing.assert_array_equal(balance.shift, beta)
             continue
         pe = pe.detach().numpy()
         np.testing.assert_allclose(balance.pe, pe, rtol=0, atol=1e-10)
@@ -49,6 +56,20 @@ def test_counterbalance_from_scratch(switches, pool):
         assert balance.stream_correlation == pytest.approx(np.corrcoef(x.ravel(), pe.ravel())[0, 1], abs=1e-10)
         assert balance.cosine == pytest.approx(row_cosines(y, pe).mean(), abs=1e-10)
         assert balance.stream_cosine == pytest.approx(row_cosines(x, pe).mean(), abs=1e-10)
+        both, rest = np.corrcoef(y.mean(0), pe.mean(0)), np.corrcoef((y - y.mean(0)).ravel(), (pe - pe.mean(0)).ravel())
+        assert balance.shared_correlation == pytest.approx(both[0, 1], abs=1e-10)
+        assert balance.place_correlation == pytest.approx(rest[0, 1], abs=1e-10)
+        np.testing.assert_allclose(balance.shift, beta + pe.mean(0), rtol=0, atol=1e-10)
+
+
+@torch.no_grad()
+def test_under_gap_beta_and_pe_at_the_last_norm_are_one_shift():
+    """A model without PE at the last norm, whose beta is the shift, gives the same logits."""
+    model, other, images = tiny("mpvg"), tiny("pvg"), random_images(3)
+    weights = {key: weight for key, weight in model.state_dict().items() if "last_norm.pe_norm" not in key}
+    other.load_state_dict(weights | {"last_norm.token_norm.bias": counterbalance(model, images)[-1].shift})
+    torch.testing.assert_close(other(images), model(images), rtol=0, atol=1e-10)
+    assert (other(images) - tiny("pvg")(images)).abs().max() > 0.01
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 5])
@@ -58,7 +79,8 @@ def test_counterbalance_does_not_depend_on_the_batch_size(batch_size):
     for a, b in zip(whole, parts):
         torch.testing.assert_close(a.tokens, b.tokens, rtol=0, atol=1e-12)
         torch.testing.assert_close(a.stream, b.stream, rtol=0, atol=1e-12)
-        assert a.correlation is None and b.correlation is None or a[4:] == pytest.approx(b[4:], abs=1e-12)
+        for key in CORRELATIONS:
+            assert getattr(a, key) == pytest.approx(getattr(b, key), abs=1e-12)
 
 
 def test_pe_against_the_tokens_measures_minus_one():

@@ -19,7 +19,7 @@ from mpvg_minimal.dense.segmentation import Segmenter, iou_of, segmentation_loss
 from mpvg_minimal.training import assemble, recipes
 from mpvg_minimal.training.loop import train_step
 
-DENSE = "mpvg_minimal.dense"
+DENSE = "mpvg_minimal.dense.__main__"
 HEAD = recipes.DENSE_SHAPES["detection"]["detector"]
 
 

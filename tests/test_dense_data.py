@@ -15,7 +15,7 @@ from mpvg_minimal.dense.files import IGNORED
 from mpvg_minimal.dense.targets import MOST, open_dense
 from mpvg_minimal.runtime.errors import UserError
 
-DENSE, SIZE = "mpvg_minimal.dense", (40, 52)                # height, width
+DENSE, SIZE = "mpvg_minimal.dense.__main__", (40, 52)                # height, width
 OBJECT = """<object><name>{}</name><difficult>{}</difficult><bndbox><xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax>
 <ymax>{}</ymax></bndbox></object>"""
 

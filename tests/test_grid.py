@@ -12,6 +12,7 @@ from equations import randomise
 
 sys.path.insert(0, str(ROOT / "tutorials"))
 import grid  # noqa: E402
+import grid_cells  # noqa: E402
 import grid_report  # noqa: E402
 
 from mpvg_minimal import PESchedule  # noqa: E402
@@ -34,32 +35,62 @@ def test_the_grid_holds_what_is_to_be_compared():
         assert set(weights) <= set(grid.CELLS) and sum(weights.values()) == 0
 
 
-@pytest.mark.parametrize("cell", grid.CELLS)
+FITTING = [cell for cell in grid.CELLS if cell not in grid.GROUPS["middle"]]    # p_9 needs nine blocks
+
+
+@pytest.mark.parametrize("cell", FITTING)
 def test_a_cell_is_what_its_name_says_and_starts_from_the_same_weights(cell):
-    model, once = built(cell), built("gap once")
     settings = grid.CELLS[cell]
+    depth = {"depth": settings["depth"]} if "depth" in settings else {}
+    model, once = built(cell), grid.build(BASE | grid.CELLS["gap once"] | depth)
     assert model.pool == cell.split()[0] == settings["pool"]
     pe = settings["pe"]
     assert model.pe.schedule == (PESchedule.named(pe) if isinstance(pe, str) else PESchedule(**pe))
     own, shared = model.state_dict(), once.state_dict()
-    scale = settings.get("pe_std", 0.02) / 0.02
     for name in own.keys() & shared.keys() - {"pe.pos_embed"}:
         assert torch.equal(own[name], shared[name]), name
-    assert len(own.keys() & shared.keys()) > 50
+    assert len(own.keys() & shared.keys()) > 50 and len(model.blocks) == settings.get("depth", 4)
     if isinstance(model.pe.pos_embed, torch.nn.Parameter):
-        torch.testing.assert_close(model.pe.pos_embed[:, -16:], once.pe.pos_embed * scale)
+        std = settings.get("pe_std", 0.02)
+        start = grid.build(BASE | grid.CELLS["gap once"] | {"pe_std": std}).pe.pos_embed
+        assert torch.equal(model.pe.pos_embed[:, -start.shape[1]:], start)
+        torch.testing.assert_close(start, once.pe.pos_embed * std / 0.02)
 
 
 def test_switches_differ_from_mpvg_in_what_they_name():
-    mpvg = PESchedule.named("mpvg")
-    changed = {name.removeprefix("gap mpvg, "): PESchedule(**cell["pe"]) for name, cell in
-               grid.GROUPS["switches"].items()}
+    mpvg, cells = PESchedule.named("mpvg"), grid.GROUPS["switches"] | grid.GROUPS["middle"]
+    changed = {name.removeprefix("gap mpvg, "): PESchedule(**cell["pe"]) for name, cell in cells.items()}
     assert changed == {
         "not at the input": PESchedule(False, 2, True, "initial"), "from block 1": PESchedule(True, 1, True, "initial"),
         "not hierarchical": PESchedule(True, 2, False, "initial"),
         "last norm: p_L": PESchedule(True, 2, True, "delivered"), "no block": PESchedule(True, None, False, "initial"),
-        "LaPE with the last norm": PESchedule(False, 1, True, "initial")}
+        "LaPE with the last norm": PESchedule(False, 1, True, "initial"),
+        "last norm: p_9": PESchedule(True, 2, True, 9), "last norm: p_6": PESchedule(True, 2, True, 6)}
     assert mpvg not in changed.values()
+
+
+@torch.no_grad()
+def test_one_part_of_the_delivered_pe():
+    """Of what a block and the last norm receive: its mean over tokens alone, or all but that."""
+    whole, rest, shared = (randomise(built(f"gap mpvg{end}")) for end in
+                           ("", ", without the shared part", ", the shared part alone"))
+    for model in (rest, shared):
+        weights = {name.replace("norms.1.", "norms.1.norm."): weight for name, weight in whole.state_dict().items()}
+        model.load_state_dict({name: weights.get(name, whole.state_dict().get(name.replace("norm.norm.", "norm.")
+                                                                              .replace(".norm.", "."), weight))
+                               for name, weight in model.state_dict().items()})
+    first = whole.pe()[1][1]
+    mean = first.mean(1, keepdim=True)
+    torch.testing.assert_close(rest.pe()[1][1], first - mean)
+    torch.testing.assert_close(shared.pe()[1][1], mean.expand_as(first))
+    assert all(pe.std(1).max() < 1e-5 for pe in shared.pe()[1][1:]) and first.std(1).max() > 0.1
+    assert shared.last_norm.pe_norm(shared.pe.pos_embed).std(1).max() < 1e-5
+
+
+def test_the_plan_holds_the_papers_tables():
+    planned = [cell for cells, _ in grid.TWELVE_PLAN for cell in cells]
+    assert len(planned) == len(set(planned)) and set(grid_cells.PAPER) <= set(planned)
+    assert grid.TWELVE_PLAN[0] == (grid_cells.MAIN, 5) and len(grid_cells.MAIN) == 8
 
 
 def gradients(model, images):
@@ -95,7 +126,7 @@ def test_zeroed_takes_away_exactly_w_c():
     images = torch.randn(2, 3, 32, 32)
     before = model(images)
     c = model.last_norm.pe_norm(model.pe.pos_embed).mean((0, 1))
-    model.pe.schedule = grid.replace(model.pe.schedule, at_last_norm=None)
+    model.pe.register_forward_hook(grid.without({"last norm"}))
     torch.testing.assert_close(before - model(images), (model.head.weight @ c).expand(2, -1), rtol=1e-3, atol=1e-4)
 
 
@@ -173,7 +204,13 @@ def test_from_nothing_to_a_table_and_only_once(tmp_path):
     assert [(run["cell"], run["seed"]) for run in runs] == [(cell, seed) for cell in cells[1:] for seed in (0, 1)]
     for run in runs:
         assert run["top1"] == run["epochs"][-1]["top1"] and run["settings"]["limit"] == 256
-        assert len(run["epochs"]) == 1 and (run["zeroed"] is None) == (run["cell"] == "gap once")
+        assert len(run["epochs"]) == 1
+        measured = ["block 2", "block 3", "block 4", "last norm"] if run["cell"] != "gap once" else []
+        assert list(run["zeroed"] or {}) == (["nothing", *measured, "all"] if measured else [])
+        assert run["zeroed"] is None or run["zeroed"]["nothing"] == run["top1"]             # 256 images in both
+        shifts, start, learnt = (run[key] for key in ("epochs", "start_shift_variance", "learnt_shift_variance"))
+        assert shifts[0]["shift_variance"][0] == shifts[0]["beta_variance"][0] == learnt[0] and start[0] == 0
+        assert (start[4] > 0.01) == (run["cell"] != "gap once")         # about 1 / N before any training
         delivered = [place is not None for place in run["epochs"][0]["correlation"]]
         assert delivered == [False] * 5 if run["cell"] == "gap once" else [False, True, True, True, True]
     means = [statistics.mean(run["top1"] for run in runs if run["cell"] == cell) for cell in cells[1:]]
@@ -183,6 +220,7 @@ def test_from_nothing_to_a_table_and_only_once(tmp_path):
     assert files == {f"grid_tiny{end}" for end in (".json", ".md", ".png", "_balance.png", "_maps_mpvg.png")}
     before = (tmp_path / "results" / "grid_tiny.json").read_text()
     again = run_grid(tmp_path, *cells)
+    assert "another --name" in run_grid(tmp_path, *cells, "--seeds", "3", "--lr", "0.002", expect=2).stderr
     assert "---" in done.stdout.splitlines()[0] and "--- gap" not in again.stdout       # what is finished is skipped
     assert (tmp_path / "results" / "grid_tiny.json").read_text() == before
 

@@ -29,9 +29,11 @@ def test_an_unknown_name_is_answered_by_the_known_ones():
     ((True, -1, False, "initial"), "first_block is -1, but blocks are counted from 1"),
     ((True, None, True, None), "hierarchical, but first_block is None"),
     ((False, None, True, "initial"), "hierarchical, but first_block is None"),
-    ((True, None, False, "delivered"), '"delivered", but first_block is None'),
+    ((True, None, False, "delivered"), "at_last_norm is 'delivered', but first_block is None"),
     ((True, 2, True, "final"), "at_last_norm is 'final', expected"),
-    ((True, 2, True, True), "at_last_norm is True, expected")])
+    ((True, 2, True, True), "at_last_norm is True, expected"),
+    ((True, 2, True, 1), "at_last_norm is 1, but first_block is 2: block 1 receives no PE"),
+    ((True, 2, True, 0), "at_last_norm is 0, but"), ((True, None, False, 3), "at_last_norm is 3, but")])
 def test_a_schedule_that_contradicts_itself_is_refused(switches, why):
     with pytest.raises(ValueError, match=why):
         PESchedule(*switches)
@@ -45,6 +47,8 @@ def test_a_first_block_beyond_the_last_is_refused():
         ViT(**TINY, pe=PESchedule(first_block=4))
     with pytest.raises(ValueError, match="first_block is 2, but the model has 1 blocks"):
         ViT(**{**TINY, "depth": 1}, pe="mpvg")
+    with pytest.raises(ValueError, match="at_last_norm is 4, but the model has 3 blocks"):
+        ViT(**TINY, pe=PESchedule(at_last_norm=4))
 
 
 def test_a_schedule_cannot_be_changed():
@@ -86,11 +90,12 @@ def test_an_unknown_init_is_refused():
 
 
 @pytest.mark.parametrize("class_token", [False, True])
-def test_learned_pe_starts_small_and_normal(class_token):
-    pe = LayerwisePE(PESchedule(), grid=(20, 30), width=32, depth=3, class_token=class_token)
+@pytest.mark.parametrize("std", [0.02, 0.2])
+def test_learned_pe_starts_small_and_normal(class_token, std):
+    pe = LayerwisePE(PESchedule(), grid=(20, 30), width=32, depth=3, class_token=class_token, std=std)
     assert pe.pos_embed.shape == (1, 600 + class_token, 32)
-    assert pe.pos_embed.std().item() == pytest.approx(0.02, rel=0.03)
-    assert pe.pos_embed.mean().item() == pytest.approx(0, abs=0.001)
+    assert pe.pos_embed.std().item() == pytest.approx(std, rel=0.03)
+    assert pe.pos_embed.mean().item() == pytest.approx(0, abs=std / 20)
     assert all(torch.equal(norm.weight, torch.ones(32)) and torch.equal(norm.bias, torch.zeros(32))
                for norm in pe.norms)
 
@@ -110,7 +115,8 @@ def test_every_place_gets_what_the_switches_say(switches, pool):
     expected = trace(model, random_images(1), switches)
     p_0, p_L = model.pe.pos_embed, (blocks or [None])[-1]
     assert at_input is (p_0 if switches[0] else None)
-    assert last is {None: None, "initial": p_0, "delivered": p_L}[switches[3]]
+    assert last is (blocks[switches[3] - 1] if isinstance(switches[3], int) else
+                    {None: None, "initial": p_0, "delivered": p_L}[switches[3]])
     assert [pe is None for pe in blocks] == [pe is None for pe in expected.pes[:-1]]
     for pe, wanted in zip(blocks, expected.pes):
         if wanted is not None:
@@ -160,5 +166,5 @@ def test_gradients_reach_every_parameter(switches, pool, pe_init):
         if norm is not None:
             assert norm.bias.grad.abs().max() > 0
             zero_row = norm is model.last_norm.pe_norm and pool == "cls" and pe_init == "sincos2d"
-            if not zero_row or switches[3] == "delivered":                      # LN'(0) is the bias alone
+            if not zero_row or switches[3] not in (None, "initial"):                      # LN'(0) is the bias alone
                 assert norm.weight.grad.abs().max() > 0

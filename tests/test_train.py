@@ -23,7 +23,7 @@ def tiny(pool="gap", **options):
 
 
 def settings(**changed):
-    plain = dict(weight_decay=0.1, lr=1e-2, final_lr=1e-4, warmup=0.1, label_smoothing=0.1, clip_grad=0.0,
+    plain = dict(weight_decay=0.1, lr=1e-2, final_lr=1e-4, warmup=0.1, cooldown=0.0, label_smoothing=0.1, clip_grad=0.0,
                  accumulate=1, ema=0.0, epochs=2, batch_size=8, seed=0)
     return plain | changed
 
@@ -69,10 +69,12 @@ def test_learning_rate_warms_up_and_follows_half_a_cosine():
     assert rate[300] == pytest.approx(1e-5)
     assert rate[11:] == pytest.approx([1e-5 + 5.9e-4 * (math.cos(math.pi * (u - 10) / 290) + 1) / 2
                                        for u in range(11, 301)])
+    cooled = [learning_rate(u, 310, lr=6e-4, final_lr=1e-5, warmup=10 / 310, cooldown=10 / 310) for u in range(310)]
+    assert cooled == pytest.approx(rate[:300] + [1e-5] * 10)                # the same, then flat
 
 
 def test_a_shorter_run_keeps_the_recipes_proportions():
-    whole, short = (round(CIFAR["warmup"] * epochs * 390) for epochs in (300, 30))
+    whole, short = (round(CIFAR["warmup"] * epochs * 390) for epochs in (310, 31))
     assert (whole, short) == (10 * 390, 390)
 
 

@@ -1,13 +1,31 @@
 import copy
+import math
 
 import pytest
 import torch
-from equations import DEPTH, INITS, NAMED, POOLS, TINY, VALID, name, permuted, random_images, randomise, tiny, trace
+from equations import (
+    DEPTH,
+    INITS,
+    NAMED,
+    POOLS,
+    TINY,
+    VALID,
+    attention,
+    layer_norm,
+    mlp,
+    name,
+    patches,
+    permuted,
+    random_images,
+    randomise,
+    tiny,
+    trace,
+)
 from torch import nn
 from torchvision.models import VisionTransformer, vit_b_16
 from torchvision.ops import StochasticDepth
 
-from mpvg_minimal import PESchedule, ViT, deit_base, deit_small, deit_tiny, vit_lite, vit_nano
+from mpvg_minimal import PESchedule, ViT, deit_base, deit_nano, deit_small, deit_tiny, vit_lite, vit_nano
 from mpvg_minimal.vit import SIZES
 
 # The same numbers as torchvision, and as the equations
@@ -73,12 +91,12 @@ def test_all_combinations_differ():
     """If two gave the same logits from the same weights, a mix-up of the two would go unseen."""
     weights, images, seen = tiny((True, 1, True, "initial")).state_dict(), random_images(1), []
     for switches in VALID:
-        if switches[1:3] != (DEPTH, True):                  # handing on to one block alone is no handing on
+        if switches[1:3] != (DEPTH, True) and switches[3] != DEPTH:     # nothing is handed on; p_L is "delivered"
             model = tiny(switches)
             model.load_state_dict({key: weights[key] for key in model.state_dict()})
             seen.append(model(images)[0])
     apart = torch.cdist(torch.stack(seen), torch.stack(seen)) + 9 * torch.eye(len(seen))
-    assert len(seen) == 34 and apart.min() > 1e-3
+    assert len(seen) == 37 and apart.min() > 1e-3
 
 
 # Without PE a ViT cannot know where a patch was
@@ -121,15 +139,17 @@ def count(model: nn.Module) -> int:
     return sum(weight.numel() for weight in model.parameters())
 
 
-def formula(*, patch: int, tokens: int, width: int, depth: int, hidden: int, classes: int, pool: str, norms: int):
+def formula(*, patch: int, tokens: int, width: int, depth: int, hidden: int, classes: int, pool: str, norms: int,
+            qkv_bias: bool = True):
     """`norms`: PE's own. The class token comes with one more row of PE."""
-    block = 4 * width * (width + 1) + (width + 1) * hidden + (hidden + 1) * width + 2 * 2 * width
+    attn = 4 * width ** 2 + (4 if qkv_bias else 1) * width
+    block = attn + (width + 1) * hidden + (hidden + 1) * width + 2 * 2 * width
     tokens = (3 * patch * patch + 1) * width + (tokens + 2 if pool == "cls" else tokens) * width
     return tokens + depth * block + 2 * width * (1 + norms) + (width + 1) * classes
 
 
 @pytest.mark.parametrize("build, sizes, published", [
-    (vit_lite, dict(patch=4, tokens=64, width=256, depth=7, hidden=512, classes=10), 3.72e6),
+    (vit_lite, dict(patch=4, tokens=64, width=256, depth=7, hidden=512, classes=10, qkv_bias=False), 3.717e6),
     (deit_tiny, dict(patch=16, tokens=196, width=192, depth=12, hidden=768, classes=1000), 5.72e6),
     (deit_small, dict(patch=16, tokens=196, width=384, depth=12, hidden=1536, classes=1000), 22.05e6),
     (deit_base, dict(patch=16, tokens=196, width=768, depth=12, hidden=3072, classes=1000), 86.57e6)])
@@ -138,6 +158,58 @@ def test_parameters_are_as_many_as_published(build, sizes, published):
         once, mpvg = build(pool="cls", pe="once"), build(pool="gap", pe="mpvg")
     assert count(once) == formula(**sizes, pool="cls", norms=0) == pytest.approx(published, rel=2e-3)
     assert count(mpvg) == formula(**sizes, pool="gap", norms=sizes["depth"])
+
+
+# The paper's Table 1 (K = 1000) and Table 2 (ViT-Lite, CIFAR-100) in millions of parameters. Ours, cut after three
+# decimals, are equal but for: DeiT-Ti with LaPE (the LaPE paper prints our 5.722), ViT-Lite with LaPE (they round).
+PUBLISHED = {
+    deit_tiny: ("5.717", "5.721", "5.721", "5.721"), deit_small: ("22.050", "22.059", "22.058", "22.059"),
+    deit_base: ("86.567", "86.586", "86.583", "86.584"), vit_lite: ("3.740", "3.744", "3.742", "3.743")}
+COLUMNS = (("once", "cls"), ("lape", "cls"), ("pvg", "gap"), ("mpvg", "gap"))
+
+
+@pytest.mark.parametrize("build", PUBLISHED)
+@pytest.mark.parametrize("pe, pool", COLUMNS)
+def test_parameters_are_those_of_the_papers_tables(build, pe, pool):
+    with torch.device("meta"):
+        parameters = count(build(100 if build is vit_lite else 1000, pe=pe, pool=pool))
+    printed = PUBLISHED[build][COLUMNS.index((pe, pool))]
+    if (build, pe) == (deit_tiny, "lape"):
+        assert parameters == 5_722_024 and printed == "5.721"
+    else:
+        cut = parameters / 1e6 if (build, pe) == (vit_lite, "lape") else math.floor(parameters / 1000) / 1000
+        assert f"{cut:.3f}" == printed
+
+
+def published_vit_lite(images: torch.Tensor, w: dict[str, torch.Tensor], *, normalised_stream: bool) -> torch.Tensor:
+    """ViT-Lite-7/4 from its weights, in matrix products. normalised_stream: the MLP's branch begins from LN(x), and so
+    does its residual, as in Compact-Transformers' code. eps as in ours."""
+    x = patches(images, w["patch_embed.proj.weight"], w["patch_embed.proj.bias"], 4)
+    x = torch.cat([w["cls_token"].expand(len(x), -1, -1), x], 1) + w["pe.pos_embed"]
+    for block in (f"blocks.{number}" for number in range(7)):
+        x = x + attention(layer_norm(x, w, f"{block}.norm1"), w, f"{block}.attn", heads=4)
+        y = layer_norm(x, w, f"{block}.norm2")
+        x = (y if normalised_stream else x) + mlp(y, w, f"{block}.mlp")
+    return layer_norm(x, w, "last_norm.token_norm")[:, 0] @ w["head.weight"].T + w["head.bias"]
+
+
+@torch.no_grad()
+def test_vit_lite_is_the_published_one_but_for_the_stream_before_the_mlp():
+    model = randomise(vit_lite(pool="cls", pe="once").double().eval())
+    images, w = torch.randn(2, 3, 32, 32).double(), model.state_dict()
+    assert "blocks.0.attn.qkv.bias" not in w
+    torch.testing.assert_close(model(images), published_vit_lite(images, w, normalised_stream=False), rtol=0, atol=1e-9)
+    for block in model.blocks:              # the published line: x = LN(x); x = x + MLP(x)
+        block.forward = lambda x, pe=None, b=block: (
+            lambda y: y + b.mlp(y))(b.norm2(x + b.attn(b.norm1(x))))
+    torch.testing.assert_close(model(images), published_vit_lite(images, w, normalised_stream=True), rtol=0, atol=1e-9)
+
+
+def test_vit_lite_starts_as_published_or_as_vit():
+    assert vit_lite().pe.pos_embed.std().item() == pytest.approx(0.2, rel=0.03)
+    other = vit_lite(qkv_bias=True, pe_std=0.02)
+    assert other.pe.pos_embed.std().item() == pytest.approx(0.02, rel=0.03)
+    assert all(block.attn.qkv.bias.eq(0).all() for block in other.blocks)
 
 
 def test_deit_base_is_as_large_as_torchvisions():
@@ -150,6 +222,8 @@ def test_vit_nano_is_what_its_docstring_says():
     assert (model.patch_embed.grid, model.patch_embed.patch_size, len(model.blocks)) == ((4, 4), 8, 4)
     assert count(model) == formula(patch=8, tokens=16, width=96, depth=4, hidden=192, classes=16, pool="gap", norms=4)
     assert model.blocks[0].attn.heads == 3
+    twelve = formula(patch=8, tokens=16, width=96, depth=12, hidden=192, classes=10, pool="gap", norms=12)
+    assert count(deit_nano()) == twelve and deit_nano().blocks[0].attn.heads == 3
 
 
 @pytest.mark.parametrize("build, heads", [(vit_lite, 4), (deit_tiny, 3), (deit_small, 6), (deit_base, 12)])

@@ -53,6 +53,14 @@ def beside(cell: str) -> str:
     return f"{pool} mpvg" if pe.startswith("mpvg, ") else f"{pool} once"
 
 
+def without_last_norm(run: dict[str, Any]) -> float | None:
+    """Points that the trained model gains without PE at the last norm; None where there is none."""
+    zeroed = run["zeroed"]
+    if isinstance(zeroed, dict):                    # by place, on the first test images
+        return zeroed["last norm"] - zeroed["nothing"] if "last norm" in zeroed else None
+    return None if zeroed is None else zeroed - run["top1"]
+
+
 def table(runs: list[dict[str, Any]], groups: dict[str, dict[str, Any]], *, command: str) -> str:
     """Markdown: every cell, then the paper's claims one by one."""
     scores = {(run["cell"], run["seed"]): run["top1"] for run in runs}
@@ -64,7 +72,7 @@ def table(runs: list[dict[str, Any]], groups: dict[str, dict[str, Any]], *, comm
         other = beside(cell)
         if own:
             difference = [] if other == cell else paired(scores, {cell: 1, other: -1})
-            zeroed = [run["zeroed"] - run["top1"] for run in own if run["zeroed"] is not None]
+            zeroed = [change for run in own if (change := without_last_norm(run)) is not None]
             lines.append(f"| {cell} | {len(own)} | {mean_and_error([run['top1'] for run in own])} | "
                          f"{mean_and_error(difference, sign='+')} | {other if difference else '–'} | "
                          f"{mean_and_error(zeroed, sign='+')} |")

@@ -120,8 +120,8 @@ def erase(images: Tensor, u: Tensor, *, probability: float, fill: list[int]) -> 
     return torch.where(erased[:, None], colour, images)
 
 
-def augmented(images: Tensor, u: Tensor, source: Source, *, scale: list[float], rand_augment: int,
-              erasing: float) -> Tensor:
+def augmented(images: Tensor, u: Tensor, source: Source, *, scale: list[float], rand_augment: int = 0,
+              erasing: float = 0.0) -> Tensor:
     """Crop, flip, RandAugment, random erasing: (B, 3, H, W) uint8 on the device, u (B, COLUMNS) on CPU -> the same."""
     height, width = images.shape[2:]
     crop, flip, first, second, last = u.split([RECTANGLE, 1, 3, 3, RECTANGLE + 1], dim=1)
@@ -133,6 +133,7 @@ def augmented(images: Tensor, u: Tensor, source: Source, *, scale: list[float], 
                           torch.where(fitted, h, height), torch.where(fitted, w, width))
     images = torch.where((flip < 0.5)[:, :, None, None], images.flip(3), images)
     fill = [round(255 * channel) for channel in source.mean]
-    ops = operations(rand_augment / 10, width, fill)
-    images = one_operation(one_operation(images, first, ops), second, ops)
-    return erase(images, last, probability=erasing, fill=fill)
+    if rand_augment:
+        ops = operations(rand_augment / 10, width, fill)
+        images = one_operation(one_operation(images, first, ops), second, ops)
+    return erase(images, last, probability=erasing, fill=fill) if erasing else images

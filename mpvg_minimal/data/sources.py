@@ -100,8 +100,8 @@ def is_image(path: str) -> bool:
     return not hidden
 
 
-def augmentation(source: Source, *, scale: list[float], rand_augment: int, erasing: float) -> v2.Compose:
-    """Crop, flip, RandAugment, random erasing: PIL image -> (3, H, W) uint8.
+def augmentation(source: Source, *, scale: list[float], rand_augment: int = 0, erasing: float = 0.0) -> v2.Compose:
+    """Crop, flip, RandAugment (0: none), random erasing (0: none): PIL image -> (3, H, W) uint8.
 
     rand_augment is the magnitude on timm's scale of 0 to 10, which the published recipes use: timm draws two
     operations and applies each with probability 1/2. torchvision's scale has 31 steps for the same range, so 9
@@ -110,9 +110,9 @@ def augmentation(source: Source, *, scale: list[float], rand_augment: int, erasi
     crop = v2.RandomResizedCrop(source.image_size, scale=scale, interpolation=InterpolationMode.BICUBIC)
     colour = tuple(round(255 * channel) for channel in source.mean)
     one_operation = v2.RandAugment(num_ops=1, magnitude=3 * rand_augment, num_magnitude_bins=31, fill=list(colour))
-    return v2.Compose([crop, v2.RandomHorizontalFlip(),
-                       v2.RandomApply([one_operation], p=0.5), v2.RandomApply([one_operation], p=0.5),
-                       v2.PILToTensor(), v2.RandomErasing(erasing, value=colour)])
+    operations = [v2.RandomApply([one_operation], p=0.5) for _ in range(2 if rand_augment else 0)]
+    return v2.Compose([crop, v2.RandomHorizontalFlip(), *operations, v2.PILToTensor(),
+                       v2.RandomErasing(erasing, value=colour)])
 
 
 def shorter_side(image_size: int) -> int:

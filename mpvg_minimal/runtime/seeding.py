@@ -6,6 +6,7 @@ epoch comes from (seed, epoch), an image's augmentation from (seed, epoch, index
 from (seed, epoch, step). So workers cannot matter, and a resumed run needs no generator's state to go on
 bit for bit.
 """
+import json
 from contextlib import contextmanager
 from hashlib import blake2b
 
@@ -13,8 +14,11 @@ import torch
 
 
 def seed_of(*key: str | int) -> int:
-    """A 63-bit seed; keys that differ anywhere give unrelated seeds. Begin a key with a word for its purpose."""
-    digest = blake2b(",".join(map(str, key)).encode(), digest_size=8).digest()
+    """A 63-bit seed; keys that differ anywhere give unrelated seeds. Begin a key with a word for its purpose.
+
+    The key is written as JSON first, so ("a,b",) and ("a", "b"), or 1 and "1", are different keys.
+    """
+    digest = blake2b(json.dumps(key).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
 

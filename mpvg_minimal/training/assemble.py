@@ -28,6 +28,7 @@ def build_model(settings: dict[str, Any]) -> ViT:
     """The model that the settings name, freshly initialised from the settings' seed. UserError if they do not fit."""
     options = {key: settings[key] for key in ("num_classes", "pool", "pe", "pe_init", "image_size", "stochastic_depth",
                                               "attention_dropout")}
+    options |= {key: settings[key] for key in ("pe_std", "depth") if key in settings}
     torch.manual_seed(settings["seed"])
     try:
         return SIZES[settings["model"]](**options)

@@ -31,12 +31,16 @@ LOOK = 50               # steps between two looks at the running loss: each look
 GIVE_UP = 20            # fp16: so many skipped steps in a row end the run
 
 
-def learning_rate(update: int, total: int, *, lr: float, final_lr: float, warmup: float) -> float:
-    """Linear warm-up over the share `warmup` of all updates, then half a cosine from lr to final_lr."""
+def learning_rate(update: int, total: int, *, lr: float, final_lr: float, warmup: float,
+                  cooldown: float = 0.0) -> float:
+    """Linear warm-up over the share `warmup` of all updates, then half a cosine from lr to final_lr.
+
+    It stays at final_lr over the last share, `cooldown`.
+    """
     ramp = round(warmup * total)
     if update < ramp:
         return lr * (update + 1) / ramp
-    progress = min((update - ramp) / max(total - ramp, 1), 1.0)
+    progress = min((update - ramp) / max(total - ramp - round(cooldown * total), 1), 1.0)
     return final_lr + (lr - final_lr) * (1 + math.cos(math.pi * progress)) / 2
 
 
@@ -109,7 +113,8 @@ def train_epoch(run: Run, batches: Any, *, prepare: Callable, mix: Callable | No
         labels = labels.to(run.device, non_blocking=True)
         if mix is not None:
             images, labels = mix(images, labels)
-        rate = learning_rate(run.updates, total, lr=s["lr"], final_lr=s["final_lr"], warmup=s["warmup"])
+        rate = learning_rate(run.updates, total, lr=s["lr"], final_lr=s["final_lr"], warmup=s["warmup"],
+                             cooldown=s["cooldown"])
         train_step(run, images, labels, lr=rate, loss_of=loss_of, **step_options)
         if run.step % LOOK == 0 or run.step == len(batches) or run.skipped >= GIVE_UP:
             loss, accuracy = look(run)
