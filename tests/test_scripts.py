@@ -88,7 +88,10 @@ def test_shapes_from_nothing_to_pictures(tmp_path):
     assert config["environment"]["torch"] == torch.__version__
 
     drawn = run("-m", "mpvg_minimal.tools.plots", out, "--images", "64")
-    assert "last norm   correlation" in drawn.stdout
+    rows = {line[:10].strip(): line[10:].split() for line in drawn.stdout.splitlines()[:-1]}
+    assert rows["block 1"][:4] == ["–"] * 4 and len(rows["last norm"]) == 6
+    assert -1 <= float(rows["last norm"][0]) <= 1 and float(rows["last norm"][5]) > 0.01        # p is random: 1 / N
+    assert "before and after the last norm: 0." in drawn.stdout
     with Image.open(out / "counterbalance.png") as picture:
         assert len(picture.convert("L").getcolors(256)) > 50            # heatmaps, not an empty page
     again = run(SCRIPT["cifar"], *flags, expect=2)

@@ -43,8 +43,9 @@ def peer_models(name: str) -> dict[str, nn.Module]:
     width, depth, heads = ours.head.in_features, len(ours.blocks), ours.blocks[0].attn.heads
     hidden = ours.blocks[0].mlp.fc1.out_features
     return {"timm": VisionTransformer(img_size=size, patch_size=patch, embed_dim=width, depth=depth, num_heads=heads,
-                                      mlp_ratio=hidden / width, num_classes=ours.num_classes, global_pool="avg",
-                                      class_token=False, fc_norm=False),
+                                      mlp_ratio=hidden / width, qkv_bias=ours.blocks[0].attn.qkv.bias is not None,
+                                      num_classes=ours.num_classes, global_pool="avg", class_token=False,
+                                      fc_norm=False),
             "vit-pytorch": SimpleViT(image_size=size, patch_size=patch, num_classes=ours.num_classes, dim=width,
                                      depth=depth, heads=heads, mlp_dim=hidden, dim_head=width // heads)}
 

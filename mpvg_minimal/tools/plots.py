@@ -1,7 +1,9 @@
 """A finished run as pictures: `python -m mpvg_minimal.tools.plots RUN` draws RUN/curves.png and RUN/counterbalance.png.
 
-The counterbalance figure is drawn as in the paper: tokens in the top row, PE in the bottom row, one column for each
-layer with the last norm at the end, D to the right and N downwards, the correlation written below.
+The counterbalance figure is drawn as in the paper (Fig. 2): tokens in the top row, PE in the bottom row, one column for
+each layer with the last norm at the end, D to the right and N downwards. Below each column stand the correlation of
+the two maps, the correlations of their shared parts and of what differs by place, and the variance of the norm's beta
+and of the shift, beta plus the shared part of PE (balance.py).
 """
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,23 @@ def draw_curves(history: list[dict[str, Any]], path: Path, *, score: str = "top1
     _save(figure, path)
 
 
+def variance(values: Tensor) -> float:
+    """Over the D features, as the paper's appendix gives it for the last norm's beta."""
+    return values.var(correction=0).item()
+
+
+def counterbalance_table(balances: list[Balance]) -> str:
+    """The same numbers as text, a line for each place, and the cosine across the last norm."""
+    lines = [f"{'':10} {'r':>7} {'cosine':>7} {'shared':>7} {'places':>7} {'Var(beta)':>10} {'Var(shift)':>10}"]
+    for balance in balances:
+        cells = (balance.correlation, balance.cosine, balance.shared_correlation, balance.place_correlation)
+        cells = [f"{'–':>7}" if cell is None else f"{cell:+7.3f}" for cell in cells]
+        cells += [f"{variance(shift):10.4f}" for shift in (balance.beta, balance.shift)]
+        lines.append(f"{balance.place:10} {' '.join(cells)}")
+    lines.append(f"cosine of the mean tokens before and after the last norm: {balances[-1].norm_cosine:.3f}")
+    return "\n".join(lines)
+
+
 def draw_counterbalance(balances: list[Balance], path: Path) -> None:
     """Heatmaps of mean token embedding and delivered PE, a column for each place."""
     size = (1.7 * len(balances) + 1, 4)
@@ -45,10 +64,14 @@ def draw_counterbalance(balances: list[Balance], path: Path) -> None:
                 axis.imshow(values.cpu(), aspect="auto", cmap="coolwarm", vmin=-limit, vmax=limit,
                             interpolation="nearest")
         top.set_title(balance.place, fontsize=9)
-        bottom.set_xlabel("no PE" if balance.pe is None else f"r = {balance.correlation:+.2f}", fontsize=9)
+        lines = ["no PE"] if balance.pe is None else [
+            f"r = {balance.correlation:+.2f}", f"shared {balance.shared_correlation:+.2f}",
+            f"places {balance.place_correlation:+.2f}"]
+        lines.append(f"Var β {variance(balance.beta):.3f}")
+        lines += [] if balance.pe is None else [f"shift {variance(balance.shift):.3f}"]
+        bottom.set_xlabel("\n".join(lines), fontsize=8, va="top")
     axes[0, 0].set_ylabel("tokens: N")
     axes[1, 0].set_ylabel("PE: N")
-    figure.supxlabel("D, and below it the correlation of tokens and PE", fontsize=9)
     _save(figure, path)
 
 
@@ -116,9 +139,7 @@ def main() -> None:
     draw_curves(saved["history"], args.run / "curves.png", score=score)
     balances = counterbalance(model, assemble.first_images(source, settings, args.images))
     draw_counterbalance(balances, args.run / "counterbalance.png")
-    for balance in balances:
-        if balance.pe is not None:
-            print(f"{balance.place:10}  correlation {balance.correlation:+.3f}  cosine {balance.cosine:+.3f}")
+    print(counterbalance_table(balances))
     print(f"drawn: {args.run / 'curves.png'}, {args.run / 'counterbalance.png'}")
 
 
