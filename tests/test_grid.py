@@ -13,6 +13,7 @@ from equations import randomise
 sys.path.insert(0, str(ROOT / "tutorials"))
 import grid  # noqa: E402
 import grid_cells  # noqa: E402
+import grid_figures  # noqa: E402
 import grid_report  # noqa: E402
 
 from mpvg_minimal import PESchedule  # noqa: E402
@@ -31,7 +32,7 @@ def test_the_grid_holds_what_is_to_be_compared():
     assert [list(group) for group in grid.GROUPS.values()][0] == [
         f"{pool} {pe}" for pool in ("cls", "gap") for pe in ("none", "once", "lape", "pvg", "mpvg")]
     assert sum(map(len, grid.GROUPS.values())) == len(grid.CELLS)               # no name twice
-    for weights in (weights for *_, weights in grid_report.CLAIMS):
+    for weights in (weights for _, _, weights, _ in grid_report.CLAIMS):
         assert set(weights) <= set(grid.CELLS) and sum(weights.values()) == 0
 
 
@@ -140,6 +141,24 @@ def test_means_errors_and_paired_differences():
     assert grid_report.paired(scores, {"a": 1, "c": -1}) == []
 
 
+@pytest.mark.parametrize("values, p", [    ([11.706, 13.706], 0.05), ([-1.0, 1.0], 1.0)])
+def test_p_values_against_tables(values, p):
+    """t = 12.706 with one degree of freedom and 2.776 with four are the 5 % points, 4.604 with four the 1 % point."""
+    assert grid_report.p_value(values) == pytest.approx(p, abs=2e-4)
+    for t, expected in ((2.776, 0.05), (4.604, 0.01), (8.610, 0.001)):
+        spread = [-2.0, -1.0, 0.0, 1.0, 2.0]                                    # standard error sqrt(2.5 / 5)
+        moved = [value + t * math.sqrt(0.5) for value in spread]
+        assert grid_report.p_value(moved) == pytest.approx(expected, rel=2e-3)
+
+
+def test_verdicts():
+    assert grid_report.verdict([1.0], +1) == "too few seeds"
+    assert grid_report.verdict([1.0, 1.1, 0.9], +1) == "holds"
+    assert grid_report.verdict([1.0, 1.1, 0.9], -1) == "does not hold: the opposite"
+    assert grid_report.verdict([1.0, -1.1, 0.9], +1) == "too small to tell with 3 seeds"
+    assert grid_report.p_value([0.0, 0.0]) == 1.0 and grid_report.p_value([2.0, 2.0]) == 0.0
+
+
 def made_up(cell, seed, top1, zeroed=None):
     balance = [None, -0.5, 0.25] if cell.split()[1] != "once" else [None] * 3
     settings = {"model": "vit_nano", "limit": None, "epochs": 2, "batch_size": 8}
@@ -154,15 +173,15 @@ def test_the_table_of_made_up_runs():
     text = grid_report.table(runs, grid.GROUPS, command="the command")
     assert "| gap mpvg | 2 | 57.00 ± 2.00 | +3.50 ± 1.50 | gap once | -10.00 ± 0.00 |" in text
     assert "| gap mpvg, free bias | 1 | 54.00 (one run) | -1.00 (one run) | gap mpvg | – |" in text
-    assert "| GAP alone helps | up | +2.50 ± 0.50 | 2 |" in text
+    assert "| GAP alone helps | +0.26 | +2.50 ± 0.50 | 2 | 0.126 | too small to tell with 2 seeds |" in text
     assert "lape" not in text and "`the command`; vit_nano on a data set, all images, 2 epochs" in text
 
 
 def test_the_figure_shows_every_cell_and_the_mean_correlation(tmp_path, monkeypatch):
     runs = [made_up("gap once", 0, 53), made_up("gap mpvg", 0, 55), made_up("gap mpvg", 1, 59)]
     shown = []
-    monkeypatch.setattr(grid_report.plt, "close", shown.append)
-    grid_report.draw(runs, grid.GROUPS, tmp_path / "figure.png")
+    monkeypatch.setattr(grid_figures.plt, "close", shown.append)
+    grid_figures.draw(runs, grid.GROUPS, tmp_path / "figure.png")
     left, right = shown[0].axes
     assert [label.get_text() for label in left.get_yticklabels()] == ["gap once", "gap mpvg"]
     drawn = {tuple(line.get_xdata()) for line in left.get_lines()}
@@ -177,8 +196,8 @@ def test_the_development_is_the_mean_over_seeds(tmp_path, monkeypatch):
     runs[0]["epochs"] = [{"correlation": [None, -0.5, 0.2]}, {"correlation": [None, -0.6, 0.4]}]
     runs[1]["epochs"] = [{"correlation": [None, -0.1, 0.4]}, {"correlation": [None, 0.0, 0.8]}]
     shown = []
-    monkeypatch.setattr(grid_report.plt, "close", shown.append)
-    grid_report.draw_development(runs, tmp_path / "figure.png")
+    monkeypatch.setattr(grid_figures.plt, "close", shown.append)
+    grid_figures.draw_development(runs, tmp_path / "figure.png")
     block_2, last, _ = shown[0].axes[0].get_lines()
     assert (block_2.get_label(), last.get_label()) == ("block 2", "last norm")
     assert list(block_2.get_ydata()) == pytest.approx([-0.3, -0.3])

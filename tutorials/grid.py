@@ -31,7 +31,8 @@ ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tutorials")]
 
 from grid_cells import CELLS, GROUPS, REDUCED, TWELVE, TWELVE_PLAN, build  # noqa: E402
-from grid_report import draw, draw_development, table  # noqa: E402
+from grid_figures import draw, draw_development  # noqa: E402
+from grid_report import table  # noqa: E402
 
 from mpvg_minimal import ViT, balance  # noqa: E402
 from mpvg_minimal.data import sources  # noqa: E402
@@ -170,6 +171,11 @@ def results(args: argparse.Namespace, jobs: list[tuple[str, int]]) -> Iterator[d
         raise UserError(f"these runs did not end well, see above: {'; '.join(failed)}. The same command goes on")
 
 
+def as_json(runs: list[dict[str, Any]]) -> str:
+    """A line for each run: what changes between two commits is readable, and the file is small."""
+    return "[\n" + ",\n".join(json.dumps(run, separators=(",", ":")) for run in runs) + "\n]\n"
+
+
 def draw_maps(args: argparse.Namespace, cell: str, path: Path) -> None:
     """Tokens and PE of the first seed's trained model at every place, as the paper draws them, if its run is here."""
     if (folder(args, cell, 0) / "result.json").exists():
@@ -246,7 +252,7 @@ def main() -> None:
         for run in results(args, jobs):
             runs.append(run)
             runs.sort(key=lambda run: (list(CELLS).index(run["cell"]), run["seed"]))
-            checkpoint.write_text(file, json.dumps(runs, indent=1) + "\n")
+            checkpoint.write_text(file, as_json(runs))
     if not runs:
         raise UserError(f"{file} holds no run yet: leave out --table")
     preset = " --reduced" if args.reduced else " --twelve" if args.twelve else ""
