@@ -21,7 +21,7 @@ from mpvg_minimal.runtime.errors import UserError  # noqa: E402
 from mpvg_minimal.training import recipes  # noqa: E402
 
 BASE = asdict(recipes.SHAPES) | {"num_classes": 16, "image_size": 32, "seed": 3, "pool": "cls", "pe": "once",
-                         "pe_init": "learned"}
+                                  "pe_init": "learned"}
 
 
 def built(cell: str):
