@@ -62,7 +62,8 @@ CASES = {
     "--seed": [*WHOLE_OR_ZERO, str(2 ** 63), None], "--limit": [*WHOLE, None], "--loader": ["gpu", None],
     "--workers": [*WHOLE_OR_ZERO, None],
     "--device": ["cuda", "cuda:0", "cpu:1", "meta", "gpu", "", "-1", None], "--amp": ["bf16", "fp16", "int8", None],
-    "--compile": ["=1", "max-autotune", "reduce-overhead"], "--out": [None], "--resume": ["=1"], "--dataset": ["mnist", None],
+    "--compile": ["=1", "max-autotune", "reduce-overhead"], "--out": [None], "--resume": ["=1"],
+    "--dataset": ["mnist", None],
     "--image-size": [*WHOLE, None], "--accumulate": [*WHOLE, None], "--eval": ["nosuch.pt", "", None],
     "--init": ["nosuch.pt", "", None], "--cache": [None],
 }

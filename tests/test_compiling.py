@@ -70,7 +70,7 @@ def test_the_model_is_compiled_in_the_mode_that_is_asked_for(mode, monkeypatch):
 @pytest.mark.parametrize("device, processes, accumulate, why", [
     (CPU, 1, 1, "needs --device cuda"), (CUDA, 2, 1, "cannot be used by 2 processes"),
     (CUDA, 1, 4, "cannot be used with --accumulate 4")])
-def test_cuda_graphs_are_refused_where_an_old_output_may_still_be_needed(device, processes, accumulate, why, monkeypatch):
+def test_cuda_graphs_are_refused_where_old_outputs_may_be_needed(device, processes, accumulate, why, monkeypatch):
     monkeypatch.setattr(distributed, "count", lambda: processes)
     recipe = replace(CIFAR, accumulate=accumulate)
     with pytest.raises(UserError, match=f"--compile reduce-overhead: it {why}; give --compile alone"):
