@@ -2,24 +2,69 @@
 
     python train_cifar.py --gap --mpvg --dataset shapes     nothing to download; under a minute on two CPU cores
     python train_cifar.py --gap --mpvg                      CIFAR-10, ViT-Lite, the published recipe of 310 epochs
+
+The file is the story of a run, step by step. What happens in its last step, `fit`: mpvg_minimal/training/loop.py.
 """
+import argparse
+
+import torch
+
 from mpvg_minimal.data import sources
+from mpvg_minimal.data.loading import choose_loader, make_batches, normalizer
 from mpvg_minimal.runtime import distributed
 from mpvg_minimal.runtime.errors import one_line_errors
-from mpvg_minimal.training import assemble, flags, recipes
+from mpvg_minimal.training import flags, recipes
+from mpvg_minimal.training.curves import draw_curves
+from mpvg_minimal.training.folder import choose_out, write_config
+from mpvg_minimal.training.loop import fit
+from mpvg_minimal.training.models import build_model
+from mpvg_minimal.training.run import start_run
 
 
-def main() -> None:
+def parse() -> argparse.Namespace:
     parser = flags.Parser(description=__doc__.split("\n")[0])
     parser.add_argument("--dataset", choices=["cifar10", "cifar100", "shapes"], default="cifar10")
     flags.add_flags(parser, models=["vit_lite", "vit_nano"])
-    args = parser.parse_args()
-    device = distributed.start(flags.choose_device(args.device, args.amp))
-    recipe = recipes.SHAPES if args.dataset == "shapes" else recipes.CIFAR
-    settings = flags.settings_of(args, device, recipe, dataset=args.dataset)
-    out = flags.choose_out(args, settings)
+    return parser.parse_args()
+
+
+def train(args: argparse.Namespace, device: torch.device) -> None:
+    # 1. Settings: the recipe, changed by the flags, and all else that tells this run from another one.
+    recipe = flags.adjust(recipes.SHAPES if args.dataset == "shapes" else recipes.CIFAR, args)
+    amp, loader = flags.choose_amp(args.amp, device), choose_loader(args.loader, device, args.dataset)
+    flags.check_compile(args.compile, recipe, device)
+    settings = flags.settings_of(args, recipe, amp=amp, loader=loader, dataset=args.dataset)
+    out = choose_out(args.out, settings, resume=args.resume)
+
+    # 2. Data: what is on disk. The settings also name its classes and sizes.
     source = sources.open_source(args.dataset, args.data_dir)
-    assemble.train(args, settings | source.identity(), source, out, device)
+    settings |= source.identity()
+
+    # 3. Model: fresh weights that depend on the seed alone.
+    model = build_model(settings)
+
+    # 4. Batches: images stay uint8 until they are on the device; there they are normalized, and mixed for training.
+    options = dict(batch_size=recipe.batch_size, device=device, augment=recipe.augment, seed=recipe.seed,
+                   limit=args.limit, loader=loader, workers=args.workers)
+    train_batches, test_batches = (make_batches(source, train=train, **options) for train in (True, False))
+    mix = sources.mixing(len(source.classes), mixup=recipe.mixup, cutmix=recipe.cutmix)
+
+    # 5. Run: the model with its optimizer, loss scaler and averaged copy, from the newest checkpoint if there is one.
+    run = start_run(model, recipe, out=out, device=device, amp=amp, compiled=args.compile, settings=settings)
+    run.resume()
+    write_config(out, settings, data_dir=args.data_dir, device=device)
+
+    # 6. Training, then the curves and the last line.
+    history = fit(run, train_batches, test_batches, normalize=normalizer(source, device), mix=mix)
+    if distributed.is_first():
+        draw_curves(history, out / "curves.png")
+        print(f"test accuracy: {history[-1]['top1']:.2f} %")
+
+
+def main() -> None:
+    args = parse()
+    device = distributed.start(flags.choose_device(args.device))
+    train(args, device)     # a function of its own, so that the run is freed before its process group is destroyed
     distributed.stop()
 
 

@@ -7,14 +7,24 @@
 
 IMAGENET holds train/CLASS/*.jpg and val/CLASS/*.jpg. --batch-size counts the images of one update over all
 processes, so the recipe is the same everywhere. Accuracy and hours on ImageNet: not measured.
+The same story as train_cifar.py, with larger images.
 """
 import argparse
 from pathlib import Path
 
+import torch
+
 from mpvg_minimal.data import cache, sources
+from mpvg_minimal.data.loading import choose_loader, choose_workers, make_batches, normalizer
 from mpvg_minimal.runtime import distributed
 from mpvg_minimal.runtime.errors import one_line_errors
-from mpvg_minimal.training import assemble, checkpoint, flags, recipes
+from mpvg_minimal.training import checkpoint, flags, recipes
+from mpvg_minimal.training.curves import draw_curves
+from mpvg_minimal.training.folder import choose_out, refuse_other_settings, write_config
+from mpvg_minimal.training.loop import fit
+from mpvg_minimal.training.models import build_model, init_from, load_model, refuse_size
+from mpvg_minimal.training.run import autocast, start_run
+from mpvg_minimal.training.task import CLASSIFICATION
 
 
 def parse() -> argparse.Namespace:
@@ -22,7 +32,7 @@ def parse() -> argparse.Namespace:
     flags.add_flags(parser, models=["deit_tiny", "deit_small", "deit_base", "vit_lite", "vit_nano"])
     parser.add_argument("--image-size", type=flags.number(int, least=1), help="default: 224")
     parser.add_argument("--accumulate", type=flags.number(int, least=1), default=1,
-                        help="parts that each process takes its share of a batch in, to save memory")
+                        help="parts in which each process takes its share of a batch, to save memory")
     parser.add_argument("--cache", type=Path, metavar="DIR",
                         help="train on smaller copies of the images in DIR, made there on first use")
     parser.add_argument("--eval", type=Path, metavar="CHECKPOINT", help="only test this checkpoint on val/")
@@ -31,38 +41,70 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def test(args: argparse.Namespace, device) -> None:
-    """--eval: the checkpoint says which model it is; a flag that says otherwise is refused."""
+def test(args: argparse.Namespace, device: torch.device) -> None:
+    """--eval: test a checkpoint, which says itself which model it is. A flag that says otherwise is refused."""
     saved = checkpoint.read(args.eval)
+    settings, amp = saved["settings"], flags.choose_amp(args.amp, device)
     given = {key: getattr(args, key) for key in ("model", "pool", "pe", "pe_init", "image_size")}
     given = {key: value for key, value in given.items() if value is not None} | {"dataset": "imagenet"}
-    checkpoint.refuse_other_settings({key: saved["settings"].get(key) for key in given}, given)
-    source = sources.open_source("imagenet", args.data_dir, saved["settings"]["image_size"])
+    refuse_other_settings({key: settings.get(key) for key in given}, given, advice="leave that flag out")
+    source = sources.open_source("imagenet", args.data_dir, settings["image_size"])
     classes = {key: source.identity()[key] for key in ("num_classes", "classes")}
-    checkpoint.refuse_other_settings({key: saved["settings"].get(key) for key in classes}, classes)
-    settings = saved["settings"] | {"limit": args.limit}
-    metrics = assemble.test(assemble.load_model(saved), source, settings, device, workers=args.workers,
-                            amp=flags.choose_amp(args.amp, device))
+    refuse_other_settings({key: settings.get(key) for key in classes}, classes, advice="name its data by --data-dir")
+    batches = make_batches(source, train=False, batch_size=settings["batch_size"], limit=args.limit, device=device,
+                           workers=args.workers)
+    metrics = CLASSIFICATION.evaluate(load_model(saved).to(device), batches, normalize=normalizer(source, device),
+                                      device=device, autocast=autocast(device, amp))
     if distributed.is_first():
         print("test loss: {test_loss:.4f}\ntest accuracy: {top1:.2f} %".format(**metrics))
 
 
+def train(args: argparse.Namespace, device: torch.device) -> None:
+    # 1. Settings
+    size, init = args.image_size or 224, flags.take_from_init(args)
+    recipe = flags.adjust(recipes.IMAGENET, args)
+    amp, loader = flags.choose_amp(args.amp, device), choose_loader(args.loader, device, "imagenet")
+    flags.check_compile(args.compile, recipe, device)
+    settings = flags.settings_of(args, recipe, amp=amp, loader=loader, dataset="imagenet", image_size=size, init=init,
+                                 cache=sources.shorter_side(size) if args.cache else None)
+    out = choose_out(args.out, settings, resume=args.resume)
+    refuse_size(settings)
+
+    # 2. Data
+    source = sources.open_source("imagenet", args.data_dir, size)
+    if args.cache:
+        source = cache.cached(source, args.cache, limit=args.limit, workers=choose_workers(args.workers))
+    settings |= source.identity()
+
+    # 3. Model
+    model = build_model(settings)
+    init_from(model, init)
+
+    # 4. Batches
+    options = dict(batch_size=recipe.batch_size, device=device, augment=recipe.augment, seed=recipe.seed,
+                   limit=args.limit, loader=loader, workers=args.workers)
+    train_batches, test_batches = (make_batches(source, train=train, **options) for train in (True, False))
+    mix = sources.mixing(len(source.classes), mixup=recipe.mixup, cutmix=recipe.cutmix)
+
+    # 5. Run
+    run = start_run(model, recipe, out=out, device=device, amp=amp, compiled=args.compile, settings=settings)
+    run.resume()
+    write_config(out, settings, data_dir=args.data_dir, device=device)
+
+    # 6. Training, then the curves and the last line
+    history = fit(run, train_batches, test_batches, normalize=normalizer(source, device), mix=mix)
+    if distributed.is_first():
+        draw_curves(history, out / "curves.png")
+        print(f"test accuracy: {history[-1]['top1']:.2f} %")
+
+
 def main() -> None:
     args = parse()
-    device = distributed.start(flags.choose_device(args.device, args.amp))
+    device = distributed.start(flags.choose_device(args.device))
     if args.eval:
         test(args, device)
     else:
-        size = args.image_size or 224
-        settings = flags.settings_of(args, device, recipes.IMAGENET, dataset="imagenet", image_size=size,
-                                     cache=sources.shorter_side(size) if args.cache else None,
-                                     **flags.settings_of_init(args))
-        out = flags.choose_out(args, settings)
-        assemble.refuse_size(settings)
-        source = sources.open_source("imagenet", args.data_dir, settings["image_size"])
-        if args.cache:
-            source = cache.cached(source, args.cache, limit=args.limit, workers=flags.choose_workers(args.workers))
-        assemble.train(args, settings | source.identity(), source, out, device)
+        train(args, device)
     distributed.stop()
 
 

@@ -12,7 +12,6 @@ Shapes: B images, N tokens, D width, H heads.
 """
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
-from torchvision.ops import StochasticDepth
 
 
 class Attention(nn.Module):
@@ -52,6 +51,24 @@ class Mlp(nn.Module):
         return self.dropout(self.fc2(x))                                    # (B, N, hidden) -> (B, N, D)
 
 
+class DropPath(nn.Module):
+    """Stochastic depth (Huang et al. 2016): in training, x (B, N, D) of an image becomes 0 with probability p.
+
+    What is kept is divided by 1 - p, so that the mean stays the same. ValueError unless 0 <= p < 1.
+    """
+
+    def __init__(self, p: float):
+        super().__init__()
+        if not 0 <= p < 1:
+            raise ValueError(f"stochastic depth drops with probability {p}, expected at least 0 and below 1")
+        self.p = p
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.p == 0:
+            return x
+        return x * x.new_empty(len(x), 1, 1).bernoulli_(1 - self.p).div_(1 - self.p)        # (B, N, D) * (B, 1, 1)
+
+
 class Block(nn.Module):
     """x (B, N, D), pe (1, N, D) or None -> (B, N, D). It never learns which schedule the PE comes from.
 
@@ -65,7 +82,7 @@ class Block(nn.Module):
         self.attn = Attention(width, heads, qkv_bias=qkv_bias, dropout=dropout, attention_dropout=attention_dropout)
         self.norm2 = nn.LayerNorm(width, eps=1e-6)
         self.mlp = Mlp(width, int(width * mlp_ratio), dropout=dropout)
-        self.drop_path = StochasticDepth(stochastic_depth, mode="row")
+        self.drop_path = DropPath(stochastic_depth)
 
     def forward(self, x: Tensor, pe: Tensor | None = None) -> Tensor:
         y = self.norm1(x)                                                   # (B, N, D)

@@ -27,7 +27,7 @@ import train_imagenet  # noqa: F401
 from mpvg_minimal.data import sources
 from mpvg_minimal.data.shapes import Shapes
 from mpvg_minimal.runtime.errors import one_line_errors
-from mpvg_minimal.training import checkpoint, classification
+from mpvg_minimal.training import checkpoint, task
 
 TIMING = ("seconds", "images_per_second")           # all other metrics are the same in every run
 
@@ -155,7 +155,7 @@ def before(owner: Any, name: str, call_number: int, act: Callable[[], None], *,
 def in_evaluation(number: int, act: Callable[[], None]) -> Callable[[], None]:
     """A fault: `act` after the first batch of the given evaluation."""
     def fault():
-        original, calls = classification.outputs, itertools.count(1)
+        original, calls = task.evaluate_batches, itertools.count(1)
 
         def patched(*args, between, **options):
             def after_batch():
@@ -166,7 +166,7 @@ def in_evaluation(number: int, act: Callable[[], None]) -> Callable[[], None]:
                 between()
             first = next(calls) == number
             return original(*args, between=after_batch, **options)
-        classification.outputs = patched
+        task.evaluate_batches = patched
     return fault
 
 

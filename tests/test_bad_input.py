@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -16,7 +17,9 @@ import train_imagenet
 from mpvg_minimal.data import batches, sources
 from mpvg_minimal.runtime import distributed
 from mpvg_minimal.runtime.errors import UserError, one_line_errors
-from mpvg_minimal.training import assemble, checkpoint, flags, recipes
+from mpvg_minimal.training import checkpoint, flags, recipes
+from mpvg_minimal.training.folder import refuse_other_settings
+from mpvg_minimal.training.run import start_run
 
 SCRIPTS = {"train_cifar": train_cifar, "train_imagenet": train_imagenet}
 SHAPES = ("train_cifar", "--dataset", "shapes", "--gap", "--mpvg", "--batch-size", "16", "--workers", "0")
@@ -42,8 +45,9 @@ def nothing_is_built(monkeypatch):
     def too_late(*_, **__):
         raise AssertionError("data was opened or a model built before the flags were refused")
     monkeypatch.setattr(sources, "open_source", too_late)
-    for name in ("build_model", "start", "build_batches"):
-        monkeypatch.setattr(assemble, name, too_late)
+    for script in SCRIPTS.values():
+        for name in ("build_model", "start_run", "make_batches"):
+            monkeypatch.setattr(script, name, too_late)
 
 
 # Flags: what is wrong for each. A flag without an entry here fails test_every_flag_has_a_case.
@@ -58,7 +62,8 @@ CASES = {
     "--seed": [*WHOLE_OR_ZERO, str(2 ** 63), None], "--limit": [*WHOLE, None], "--loader": ["gpu", None],
     "--workers": [*WHOLE_OR_ZERO, None],
     "--device": ["cuda", "cuda:0", "cpu:1", "meta", "gpu", "", "-1", None], "--amp": ["bf16", "fp16", "int8", None],
-    "--compile": ["=1"], "--out": [None], "--resume": ["=1"], "--dataset": ["mnist", None],
+    "--compile": ["=1", "max-autotune", "reduce-overhead"], "--out": [None], "--resume": ["=1"],
+    "--dataset": ["mnist", None],
     "--image-size": [*WHOLE, None], "--accumulate": [*WHOLE, None], "--eval": ["nosuch.pt", "", None],
     "--init": ["nosuch.pt", "", None], "--cache": [None],
 }
@@ -148,7 +153,8 @@ def test_an_out_that_cannot_be_written(script, place, nothing_is_built, capsys, 
 @pytest.mark.parametrize("place", ["file", "file/below"])
 def test_a_data_dir_that_cannot_be(flags, place, capsys, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr(assemble, "train", lambda *_: pytest.fail("too late"))
+    for script in SCRIPTS.values():
+        monkeypatch.setattr(script, "build_model", lambda *_: pytest.fail("too late"))
     line = one_line(capsys, *flags, "--data-dir", tmp_path / place, "--out", tmp_path / "out")
     assert str(tmp_path / place) in line
 
@@ -342,13 +348,16 @@ def test_a_flag_that_differs_is_refused_before_data_is_opened(finished, key, not
     assert f"{key} = {old!r}, now it is {new!r}" in line
 
 
+RECIPE = asdict(recipes.SHAPES)
+
+
 @pytest.mark.promise("mismatch")
-@pytest.mark.parametrize("key", [key for key in recipes.SHAPES if key not in ("epochs", *FLAGS_OF_SETTINGS)])
+@pytest.mark.parametrize("key", [key for key in RECIPE if key not in ("epochs", "accumulate", *FLAGS_OF_SETTINGS)])
 def test_a_recipe_that_differs_is_refused(finished, key, nothing_is_built, capsys, monkeypatch):
     base, _ = finished
-    old = recipes.SHAPES[key]
+    old = getattr(recipes.SHAPES, key)
     new = 2 * old if old else 0.25
-    monkeypatch.setitem(recipes.SHAPES, key, new)
+    monkeypatch.setattr(recipes, "SHAPES", replace(recipes.SHAPES, **{key: new}))
     line = one_line(capsys, *SHAPES, "--epochs", "1", "--out", base / "shapes", "--resume")
     assert f"{key} = {old!r}, now it is {new!r}" in line
 
@@ -375,8 +384,8 @@ def test_another_precision_is_refused(finished, dtype, name, nothing_is_built, c
     assert f"amp = None, now it is '{name}'" in line
 
 
-KEYS = [*recipes.SHAPES, "pool", "pe", "pe_init", "amp", "seed", "limit", "accumulate", "loader", "dataset",
-        "num_classes", "image_size", "train_images", "classes"]
+KEYS = [*RECIPE, "pool", "pe", "pe_init", "amp", "limit", "loader", "dataset", "num_classes", "image_size",
+        "train_images", "classes"]
 
 
 @pytest.mark.promise("mismatch")
@@ -387,8 +396,8 @@ def test_every_key_of_the_checkpoint_is_compared(finished, key):
     saved = checkpoint.read(base / "shapes" / "checkpoint.pt")["settings"]
     assert set(saved) == set(KEYS)
     other = saved | {key: "other" if key != "epochs" else 0}
-    resumed = assemble.start(torch.nn.Linear(1, 1), saved, out=base / "shapes", device=torch.device("cpu"))
-    resumed.settings = other
+    resumed = start_run(torch.nn.Linear(1, 1), recipes.SHAPES, out=base / "shapes", device=torch.device("cpu"),
+                        settings=other)
     message = f"{key} = {saved[key]!r}, now it is 'other'" if key != "epochs" else "for 1 epochs, got --epochs 0"
     with pytest.raises(UserError) as error:
         resumed.load()
@@ -396,7 +405,7 @@ def test_every_key_of_the_checkpoint_is_compared(finished, key):
     missing = {name: value for name, value in saved.items() if name != key}
     if saved[key] is not None and key != "epochs":
         with pytest.raises(UserError, match=key):
-            checkpoint.refuse_other_settings(missing, saved, may_differ=("epochs",))
+            refuse_other_settings(missing, saved, may_differ=("epochs",))
 
 
 @pytest.mark.promise("mismatch")
@@ -495,6 +504,6 @@ def test_one_process_more_than_gpus(monkeypatch):
 def test_a_mistake_of_ours_stays_a_traceback(tmp_path):
     """One line is for users' mistakes: anything else must not be hidden."""
     def fault():
-        assemble.start = lambda *_, **__: 1 / 0
+        train_cifar.start_run = lambda *_, **__: 1 / 0
     ended = run(*SHAPES, "--out", tmp_path, fault=fault)
     assert ended.code == 1 and "Traceback" in ended.err and "ZeroDivisionError" in ended.err

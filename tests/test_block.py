@@ -4,8 +4,9 @@ import pytest
 import torch
 from equations import HEADS, WIDTH, attention, layer_norm, mlp, randomise
 from torch.utils._python_dispatch import TorchDispatchMode
+from torchvision.ops import StochasticDepth
 
-from mpvg_minimal.block import Attention, Block
+from mpvg_minimal.block import Attention, Block, DropPath
 
 
 def block(**options) -> Block:
@@ -94,6 +95,22 @@ def test_stochastic_depth_drops_branches_image_by_image():
     assert distance.amin(0).max() < 1e-9
     assert distance.argmin(0).bincount(minlength=4).min() >= 6                  # 16 expected of each
     torch.testing.assert_close(module.eval()(x), equations(module, x), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("p", [0.0, 0.1, 0.7])
+def test_stochastic_depth_draws_as_torchvisions(p):
+    ours, theirs, x = DropPath(p), StochasticDepth(p, mode="row"), tokens(64)
+    outputs = []
+    for module in (ours, theirs):
+        torch.manual_seed(5)
+        outputs.append(module(x))
+    assert torch.equal(*outputs) and torch.equal(ours.eval()(x), x)
+
+
+@pytest.mark.parametrize("p", [-0.1, 1.0])
+def test_stochastic_depth_refuses_what_is_no_probability_to_keep_something(p):
+    with pytest.raises(ValueError, match=f"probability {p}, expected at least 0 and below 1"):
+        Block(WIDTH, HEADS, stochastic_depth=p)
 
 
 @pytest.mark.parametrize("kind", ["dropout", "attention_dropout"])

@@ -15,6 +15,7 @@ from torchvision import datasets
 from torchvision.transforms import v2
 
 from mpvg_minimal.data.batches import Batches
+from mpvg_minimal.data.loading import choose_workers
 from mpvg_minimal.data.sources import (
     Source,
     augmentation,
@@ -28,7 +29,6 @@ from mpvg_minimal.data.sources import (
 )
 from mpvg_minimal.runtime import distributed
 from mpvg_minimal.runtime.errors import UserError
-from mpvg_minimal.training import flags
 
 AUGMENT = dict(scale=[0.3, 1.0], rand_augment=9, erasing=0.5)
 
@@ -469,9 +469,9 @@ def test_the_default_number_of_workers_is_a_share_of_this_machines_cores(monkeyp
     for name, value in (("LOCAL_RANK", "3"), ("LOCAL_WORLD_SIZE", "8")):
         monkeypatch.setenv(name, value)
     assert distributed.on_this_machine() == (3, 8)
-    assert (flags.choose_workers(None), flags.choose_workers(0), flags.choose_workers(50)) == (16, 0, 50)
+    assert (choose_workers(None), choose_workers(0), choose_workers(50)) == (16, 0, 50)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "32")
-    assert flags.choose_workers(None) == 4
+    assert choose_workers(None) == 4
 
 
 # Images and labels without sense

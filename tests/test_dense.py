@@ -11,16 +11,17 @@ from torch.nn.functional import cross_entropy
 
 from mpvg_minimal import ViT, fold_last_pe
 from mpvg_minimal.data import sources
-from mpvg_minimal.dense import __main__ as dense
+from mpvg_minimal.data.loading import make_batches, normalizer
 from mpvg_minimal.dense import detection, segmentation, targets
 from mpvg_minimal.dense.detection import Detector, average_precision, detection_loss
 from mpvg_minimal.dense.files import IGNORED
 from mpvg_minimal.dense.segmentation import Segmenter, iou_of, segmentation_loss, token_map
-from mpvg_minimal.training import assemble, recipes
+from mpvg_minimal.dense.tasks import TASKS, load_dense
+from mpvg_minimal.training import recipes
 from mpvg_minimal.training.loop import train_step
 
 DENSE = "mpvg_minimal.dense.__main__"
-HEAD = recipes.DENSE_SHAPES["detection"]["detector"]
+HEAD = recipes.DENSE_SHAPES["detection"].detector
 
 
 def vit(**options):
@@ -59,12 +60,12 @@ def test_each_pixels_scores_are_a_linear_map_of_its_token():
 def test_segmentation_loss_is_the_images_mean_and_leaves_out_ignored_pixels():
     scores, masks = torch.randn(3, 4, 8, 8), torch.randint(4, (3, 8, 8)).to(torch.uint8)
     masks[0, :5], masks[2] = IGNORED, IGNORED
-    loss, hits = segmentation_loss(lambda _: scores, None, masks, label_smoothing=0.1)
+    loss, correct = segmentation_loss(lambda _: scores, None, masks, label_smoothing=0.1)
     first = cross_entropy(scores[0, :, 5:].flatten(1).T, masks[0, 5:].flatten().long(), label_smoothing=0.1)
     second = cross_entropy(scores[1].flatten(1).T, masks[1].flatten().long(), label_smoothing=0.1)
     torch.testing.assert_close(loss, (first + second) / 3)          # nothing counts in the third, and nothing is NaN
     right = (scores.argmax(1) == masks).double()
-    torch.testing.assert_close(hits.double(), right[0, 5:].mean() + right[1].mean())
+    torch.testing.assert_close(correct.double(), right[0, 5:].mean() + right[1].mean())
 
 
 def test_accumulation_is_exact_although_the_images_have_different_numbers_of_pixels(tmp_path):
@@ -99,7 +100,7 @@ class Given:
         return iter([(torch.zeros(1), truth) for truth in self.truths])
 
 
-PLAIN = dict(prepare=lambda x: x, device=torch.device("cpu"), autocast=torch.autocast("cpu", enabled=False))
+PLAIN = dict(normalize=lambda x: x, device=torch.device("cpu"), autocast=torch.autocast("cpu", enabled=False))
 
 
 def test_mean_iou_is_that_of_the_sets_of_pixels():
@@ -108,7 +109,7 @@ def test_mean_iou_is_that_of_the_sets_of_pixels():
     masks = [torch.randint(3, (len(s), 6, 6)).to(torch.uint8) for s in scores]
     masks[0][0, 0] = IGNORED
     given = Given(scores, masks)
-    result = segmentation.test_segmenter(given, given, **PLAIN)
+    result = segmentation.evaluate_segmenter(given, given, **PLAIN)
     pixels = [(int(t), int(f)) for s, m in zip(scores, masks)
               for t, f in zip(m.flatten(), s.argmax(1).flatten()) if t != IGNORED]
     ious = []
@@ -151,7 +152,7 @@ def test_average_precision_by_hand():
     assert result["ap75"] == pytest.approx((class_0[False] + 1) / 2)
     assert result["ap"] == pytest.approx((4 * (class_0[True] + 1) / 2 + 6 * (class_0[False] + 1) / 2) / 10)
     given = Given([detections[:2], detections[2:]], [torch.stack(truths[:2]), torch.stack(truths[2:])])
-    assert detection.test_detector(given, given, **PLAIN) == result
+    assert detection.evaluate_detector(given, given, **PLAIN) == result
 
 
 def test_average_precision_without_anything_found_or_true_is_0():
@@ -246,16 +247,16 @@ def test_a_run_from_nothing_and_further_epochs(task, tmp_path):
     assert again.code == 2 and "seed" in again.err and again.err.count("\n") == 1
     done = run(DENSE, *flags, "--epochs", "2", "--resume", fault=small)
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    score = dense.TASKS[task].score
+    score = TASKS[task].score
     assert [line["epoch"] for line in lines] == [1, 2] and 0 <= lines[1][score] <= 1
-    assert done.out.splitlines()[-1] == dense.TASKS[task].result.format(**lines[1])
+    assert done.out.splitlines()[-1] == TASKS[task].result.format(**lines[1])
     drawn = run("mpvg_minimal.tools.plots", tmp_path / "run", "--images", "16", fault=small)
     assert drawn.code == 0 and "last norm   correlation" in drawn.out, drawn.err
-    model, settings = dense.load(tmp_path / "run")
+    model, settings = load_dense(tmp_path / "run")
     source = sources.Source(None, targets.DenseShapes("test", task, size=40), [], 32, (0.25,) * 3, (0.25,) * 3,
                                {"test": None})
-    batches = assemble.build_batches(source, settings, train=False, workers=0, device=torch.device("cpu"))
-    tested = dense.TASKS[task].test(model, batches, **{**PLAIN, "prepare": assemble.prepare_on("cpu", source)})
+    batches = make_batches(source, train=False, batch_size=settings["batch_size"], device=torch.device("cpu"))
+    tested = TASKS[task].evaluate(model, batches, **{**PLAIN, "normalize": normalizer(source, torch.device("cpu"))})
     assert tested[score] == pytest.approx(lines[1][score])
 
 
@@ -287,7 +288,7 @@ def test_init_takes_a_classifiers_weights_and_refuses_a_dense_runs(tmp_path):
     done = run(DENSE, "--task", "segmentation", "--init", first, *flags, "--lr", "1e-12", "--out", tmp_path / "second",
                fault=small)
     assert done.code == 0, done.err
-    before, (model, settings) = torch.load(first, weights_only=True), dense.load(tmp_path / "second")
+    before, (model, settings) = torch.load(first, weights_only=True), load_dense(tmp_path / "second")
     assert (settings["pe"], settings["pool"]) == ("mpvg", "gap")
     for name, weights in model.vit.state_dict().items():
         torch.testing.assert_close(weights, before["model"][name], rtol=1e-4, atol=1e-6)

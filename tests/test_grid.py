@@ -4,6 +4,7 @@ import re
 import statistics
 import subprocess
 import sys
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -20,8 +21,8 @@ from mpvg_minimal import PESchedule  # noqa: E402
 from mpvg_minimal.runtime.errors import UserError  # noqa: E402
 from mpvg_minimal.training import recipes  # noqa: E402
 
-BASE = recipes.SHAPES | {"num_classes": 16, "image_size": 32, "seed": 3, "pool": "cls", "pe": "once",
-                         "pe_init": "learned"}
+BASE = asdict(recipes.SHAPES) | {"num_classes": 16, "image_size": 32, "seed": 3, "pool": "cls", "pe": "once",
+                                  "pe_init": "learned"}
 
 
 def built(cell: str):

@@ -3,20 +3,22 @@ import copy
 import math
 import os
 import signal
+from dataclasses import replace
 
 import pytest
 import torch
 from runs import before, difference, run, small_shapes
 from torch import nn
 
+import train_cifar
 from mpvg_minimal.data.batches import Batches
 from mpvg_minimal.runtime.errors import NonFinite
-from mpvg_minimal.training import assemble, checkpoint, loop, recipes
-from mpvg_minimal.training.run import start
+from mpvg_minimal.training import checkpoint, loop, recipes
+from mpvg_minimal.training.run import start_run
 
 CPU = torch.device("cpu")
 STEPS = 6
-SETTINGS = recipes.SHAPES | dict(epochs=3, batch_size=16, ema=0.9, seed=0, accumulate=1, clip_grad=0.0)
+RECIPE = replace(recipes.SHAPES, epochs=3, batch_size=16, ema=0.9, clip_grad=0.0)
 
 
 class Bias(nn.Module):
@@ -30,10 +32,10 @@ class Bias(nn.Module):
         return self.logits.expand(len(images), -1) + images.flatten(1).mean(1, keepdim=True)
 
 
-def new_run(tmp_path, *, amp=None, model=None, **settings):
+def new_run(tmp_path, *, amp=None, model=None, **changed):
     model = model or Bias(*[0.0] * 16)
     torch.manual_seed(0)
-    new = start(model, SETTINGS | settings, out=tmp_path, device=CPU, amp=amp)
+    new = start_run(model, replace(RECIPE, **changed), out=tmp_path, device=CPU, amp=amp)
     new.scaler = torch.amp.GradScaler("cpu", init_scale=1024, growth_interval=1000, enabled=amp is torch.float16)
     return new
 
@@ -50,7 +52,7 @@ def moving(of) -> dict:
 
 
 class Fault:
-    """A `prepare` that returns `value` in all pixels in the chosen calls, from 1, and remembers the run before it."""
+    """A `normalize` that returns `value` in all pixels in the chosen calls, from 1, and remembers the run before it."""
 
     def __init__(self, of, value: float, *calls: int):
         self.run, self.value, self.calls, self.call, self.snapshots = of, value, calls, 0, []
@@ -73,7 +75,7 @@ def test_stops_before_the_update_and_says_where(tmp_path, value, amp, epoch, ste
     stopped = new_run(tmp_path, amp=amp)
     fault = Fault(stopped, value, (epoch - 1) * STEPS + step)
     with pytest.raises(NonFinite) as error:
-        loop.fit(stopped, *batches(), prepare=fault)
+        loop.fit(stopped, *batches(), normalize=fault)
     assert f"not finite in epoch {epoch}, step {step};" in str(error.value) and error.value.exit_code == 1
     last = f"the last good checkpoint is after {epoch - 1} epochs and 0 steps" if epoch > 1 else "no checkpoint yet"
     assert last in str(error.value)
@@ -98,7 +100,7 @@ def test_an_infinite_loss_with_finite_gradients_stops_too(tmp_path):
     assert stopped.model.logits.grad.isfinite().all()
     assert stopped.model.logits.tolist() == torch.tensor([3e38, -3e38]).tolist()
     with pytest.raises(NonFinite, match="epoch 1, step 1"):
-        loop.look(stopped)
+        loop.read_running_loss(stopped)
 
 
 @pytest.mark.promise("non-finite")
@@ -110,7 +112,7 @@ def test_one_part_of_an_accumulated_batch_is_enough(tmp_path):
     loop.train_step(stopped, images, torch.zeros(4, dtype=torch.int64), lr=1.0, accumulate=4)
     assert difference(moving(stopped)["model"], before_it) is None
     with pytest.raises(NonFinite):
-        loop.look(stopped)
+        loop.read_running_loss(stopped)
 
 
 @pytest.mark.promise("non-finite")
@@ -118,13 +120,13 @@ def test_an_interrupt_after_a_bad_step_saves_nothing(tmp_path):
     stopped = new_run(tmp_path)
     fault = Fault(stopped, math.nan, STEPS + 3)
 
-    def prepare(images):
+    def normalize(images):
         if fault.call == STEPS + 3:
             os.kill(os.getpid(), signal.SIGTERM)
         return fault(images)
 
     with pytest.raises(NonFinite, match="epoch 2, step 3"):
-        loop.fit(stopped, *batches(), prepare=prepare)
+        loop.fit(stopped, *batches(), normalize=normalize)
     saved = checkpoint.read(tmp_path / checkpoint.NEWEST)
     assert (saved["epoch"], saved["step"]) == (1, 0)
 
@@ -137,14 +139,14 @@ def test_the_last_good_checkpoint_may_be_one_in_mid_epoch(tmp_path):
     resumed = new_run(tmp_path)
     resumed.load()
     with pytest.raises(NonFinite, match="the last good checkpoint is after 1 epochs and 2 steps"):
-        loop.fit(resumed, *batches(), prepare=Fault(resumed, math.nan, 1))
+        loop.fit(resumed, *batches(), normalize=Fault(resumed, math.nan, 1))
 
 
 @pytest.mark.promise("non-finite")
 def test_the_script_ends_with_one_line(tmp_path):
     def fault():
-        prepare_on = assemble.prepare_on
-        assemble.prepare_on = lambda *args: lambda images, ready=prepare_on(*args): ready(images) * math.nan
+        normalizer = train_cifar.normalizer
+        train_cifar.normalizer = lambda *args: lambda images, ready=normalizer(*args): ready(images) * math.nan
     flags = ("--dataset", "shapes", "--batch-size", 16, "--workers", 0, "--out", tmp_path)
     stopped = run("train_cifar", *flags, fault=fault)
     assert stopped.code == 1 and stopped.err.count("\n") == 1
@@ -166,7 +168,7 @@ def test_fp16_skips_the_step_and_nothing_moves(tmp_path, value):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "train_step", step)
-        history = loop.fit(run_fp16, *batches(), prepare=fault)
+        history = loop.fit(run_fp16, *batches(), normalize=fault)
     first, second = STEPS + 1, STEPS + 2            # positions of the two skipped steps
     for position, snapshot in zip((first, second), fault.snapshots):
         assert difference(after[position][0], snapshot) is None
@@ -184,7 +186,7 @@ def test_fp16_gives_up_after_so_many_skips_in_a_row(tmp_path):
     lone = range(2, 2 * STEPS, 2)                   # skipped steps with a good one between them do not count
     fault = Fault(run_fp16, math.nan, *lone, *range(2 * STEPS + 2, 100))
     with pytest.raises(NonFinite) as error:
-        loop.fit(run_fp16, *batches(), prepare=fault)
+        loop.fit(run_fp16, *batches(), normalize=fault)
     assert loop.GIVE_UP == 20
     last = 2 * STEPS + 1 + loop.GIVE_UP            # the step of the 20th in a row, over all epochs
     epoch, step = (last - 1) // STEPS + 1, (last - 1) % STEPS + 1
@@ -205,7 +207,7 @@ def test_fp16_counts_on_after_a_resume(tmp_path):
     resumed.load()
     assert resumed.scaler.get_scale() == 0.25
     with pytest.raises(NonFinite, match="20 steps in a row, up to epoch 2, step 1"):
-        loop.fit(resumed, *batches(), prepare=Fault(resumed, math.nan, 1))
+        loop.fit(resumed, *batches(), normalize=Fault(resumed, math.nan, 1))
 
 
 @pytest.mark.promise("non-finite")
@@ -215,5 +217,5 @@ def test_a_run_without_faults_is_left_alone(tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "train_step", loop.train_step)
         before(loop, "train_step", -1, lambda: None, when=lambda *_, **__: steps.append(1))()
-        assert len(loop.fit(quiet, *batches(), prepare=lambda images: images.float() / 255)) == 3
+        assert len(loop.fit(quiet, *batches(), normalize=lambda images: images.float() / 255)) == 3
     assert len(steps) == quiet.updates == 3 * STEPS and int(quiet.bad_step) == 0

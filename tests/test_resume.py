@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,9 @@ import torch
 from conftest import ROOT
 from runs import before, difference, final, image_folder, in_evaluation, run, run_ranks, send
 
+import train_cifar
 from mpvg_minimal.data import sources
-from mpvg_minimal.training import assemble, checkpoint, flags, loop, recipes
+from mpvg_minimal.training import checkpoint, loop, recipes
 from mpvg_minimal.training.run import Run
 
 KILL = send(signal.SIGKILL)
@@ -29,20 +31,21 @@ FOLDER = ("train_imagenet", "--model", "vit_nano", "--image-size", 32, *MODEL, "
 
 def cpu_scaler():
     """A stand-in for fp16 on a GPU: the loss is scaled, and one step in epoch 2 overflows and is skipped."""
-    original = assemble.start
+    original = train_cifar.start_run
 
-    def start(*args, **options):
+    def start_run(*args, **options):
         run = original(*args, **options)
         run.scaler = torch.amp.GradScaler("cpu", init_scale=1024, growth_interval=4)
         run.model.head.register_full_backward_pre_hook(
             lambda _, gradients: tuple(g * math.inf for g in gradients) if (run.epoch, run.step) == (1, 3) else None)
         return run
-    assemble.start = start
+    train_cifar.start_run = start_run
 
 
 def mixed_and_averaged():
     """Shapes with mixup, cutmix, label smoothing, dropout and an EMA, none of which their recipe has."""
-    recipes.SHAPES |= dict(mixup=0.8, cutmix=1.0, label_smoothing=0.1, stochastic_depth=0.1, attention_dropout=0.1)
+    recipes.SHAPES = replace(recipes.SHAPES, mixup=0.8, cutmix=1.0, label_smoothing=0.1, stochastic_depth=0.1,
+                             attention_dropout=0.1)
 
 
 CONFIGS = {                                         # script and flags, what is changed in the child
@@ -278,8 +281,8 @@ def test_ranks_without_a_common_folder_are_refused(tmp_path):
     ends, out = ranks_state(tmp_path, "out", faults=(KILLS["mid-epoch"], KILLS["mid-epoch"]))
 
     def own_folder():
-        original = flags.choose_out
-        flags.choose_out = lambda *args: (original(*args), tmp_path / "empty")[1]
+        original = train_cifar.choose_out
+        train_cifar.choose_out = lambda *args, **options: (original(*args, **options), tmp_path / "empty")[1]
 
     (tmp_path / "empty").mkdir()
     ends, _ = ranks_state(tmp_path, "out", resume=("--resume",), faults=(None, own_folder))

@@ -126,8 +126,10 @@ def test_two_processes_give_one_processs_result(tmp_path, folder):
 
     In float64, since AdamW divides by small gradients and makes float32's rounding visible.
     """
-    exact = ["import torch; from mpvg_minimal.data import sources; from mpvg_minimal.training import recipes",
-             "recipes.IMAGENET |= dict(mixup=0.0, cutmix=0.0, stochastic_depth=0.0)",
+    exact = ["import dataclasses, torch", "from mpvg_minimal.data import sources",
+             "from mpvg_minimal.training import recipes",
+             "plain = dict(mixup=0.0, cutmix=0.0, stochastic_depth=0.0)",
+             "recipes.IMAGENET = dataclasses.replace(recipes.IMAGENET, **plain)",
              "torch.set_default_dtype(torch.float64)",
              "sources.normalise = lambda images, mean, std: (images.double() / 255 - mean) / std"]
     script = driver(tmp_path / "driver.py", SCRIPT["imagenet"], *exact)

@@ -2,6 +2,7 @@
 import copy
 import math
 import signal
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,10 +10,10 @@ from torch.nn.functional import cross_entropy
 
 from mpvg_minimal import ViT
 from mpvg_minimal.runtime.signals import Interrupt
-from mpvg_minimal.training.classification import CLASSIFICATION
-from mpvg_minimal.training.loop import fit, learning_rate, look, train_epoch, train_step
-from mpvg_minimal.training.recipes import CIFAR, IMAGENET, SHAPES
-from mpvg_minimal.training.run import parameter_groups, start
+from mpvg_minimal.training.loop import fit, read_running_loss, train_epoch, train_step
+from mpvg_minimal.training.recipes import CIFAR, SHAPES, Recipe, learning_rate
+from mpvg_minimal.training.run import parameter_groups, start_run
+from mpvg_minimal.training.task import CLASSIFICATION
 
 CPU = torch.device("cpu")
 
@@ -22,10 +23,8 @@ def tiny(pool="gap", **options):
     return ViT(image_size=8, patch_size=4, width=16, depth=2, heads=2, num_classes=5, pool=pool, **options)
 
 
-def settings(**changed):
-    plain = dict(weight_decay=0.1, lr=1e-2, final_lr=1e-4, warmup=0.1, cooldown=0.0, label_smoothing=0.1, clip_grad=0.0,
-                 accumulate=1, ema=0.0, epochs=2, batch_size=8, seed=0)
-    return plain | changed
+RECIPE = Recipe(model="tiny", epochs=2, batch_size=8, lr=1e-2, final_lr=1e-4, warmup=0.1, weight_decay=0.1,
+                label_smoothing=0.1)
 
 
 class Fixed:
@@ -46,7 +45,7 @@ def batch(size=8):
 
 
 def new_run(tmp_path, model=None, **changed):
-    return start(model or tiny(), settings(**changed), out=tmp_path, device=CPU)
+    return start_run(model or tiny(), replace(RECIPE, **changed), out=tmp_path, device=CPU)
 
 
 def test_weight_decay_is_for_the_weights_of_linear_maps_alone():
@@ -74,7 +73,7 @@ def test_learning_rate_warms_up_and_follows_half_a_cosine():
 
 
 def test_a_shorter_run_keeps_the_recipes_proportions():
-    whole, short = (round(CIFAR["warmup"] * epochs * 390) for epochs in (310, 31))
+    whole, short = (round(CIFAR.warmup * epochs * 390) for epochs in (310, 31))
     assert (whole, short) == (10 * 390, 390)
 
 
@@ -142,7 +141,7 @@ def test_totals_are_the_epochs_loss_and_hits(tmp_path):
         correct += (logits.argmax(1) == labels).sum().item()
         train_step(run, images, labels, lr=1e-2)
     assert run.totals.tolist() == pytest.approx([loss, correct], rel=1e-5)
-    assert look(run) == pytest.approx((loss / 24, 100 * correct / 24), rel=1e-5)
+    assert read_running_loss(run) == pytest.approx((loss / 24, 100 * correct / 24), rel=1e-5)
 
 
 def test_evaluation_weighs_every_image_once_also_in_a_smaller_last_batch():
@@ -153,7 +152,7 @@ def test_evaluation_weighs_every_image_once_also_in_a_smaller_last_batch():
         logits = model.eval()(images).double()
     top1 = 100 * (logits.argmax(1) == labels).double().mean().item()
     loss = -logits.log_softmax(1)[range(19), labels].mean().item()
-    result = CLASSIFICATION.test(model.train(), Fixed(batches), prepare=lambda x: x, device=CPU,
+    result = CLASSIFICATION.evaluate(model.train(), Fixed(batches), normalize=lambda x: x, device=CPU,
                                  autocast=torch.autocast("cpu", enabled=False))
     assert result == pytest.approx({"test_loss": loss, "top1": top1}, rel=1e-5)
 
@@ -165,7 +164,7 @@ def test_a_steps_randomness_comes_from_seed_epoch_and_step_alone(tmp_path):
         run.epoch = epoch
         if disturb:
             torch.rand(1000)
-        train_epoch(run, Fixed(batches), prepare=lambda x: x, mix=None, interrupt=Interrupt())
+        train_epoch(run, Fixed(batches), normalize=lambda x: x, mix=None, interrupt=Interrupt())
         return torch.cat([p.detach().flatten() for p in run.model.parameters()])
 
     batches = [batch() for _ in range(2)]
@@ -177,11 +176,14 @@ def test_a_steps_randomness_comes_from_seed_epoch_and_step_alone(tmp_path):
 def test_fit_returns_a_line_an_epoch_and_leaves_the_signals_as_they_were(tmp_path):
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     run = new_run(tmp_path, epochs=2)
-    history = fit(run, Fixed([batch() for _ in range(4)]), Fixed([batch()]), prepare=lambda x: x)
+    history = fit(run, Fixed([batch() for _ in range(4)]), Fixed([batch()]), normalize=lambda x: x)
     assert [line["epoch"] for line in history] == [1, 2] and run.updates == 8
     assert history[-1]["lr"] == pytest.approx(learning_rate(7, 8, lr=1e-2, final_lr=1e-4, warmup=0.1))
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
 
 
-def test_the_recipes_have_the_same_keys():
-    assert SHAPES.keys() == CIFAR.keys() == IMAGENET.keys()
+def test_a_recipe_refuses_a_name_that_it_does_not_have():
+    with pytest.raises(TypeError, match="warm_up"):
+        replace(SHAPES, warm_up=0.1)
+    with pytest.raises(AttributeError):
+        SHAPES.warmup = 0.1

@@ -23,9 +23,9 @@ from equations import (
 )
 from torch import nn
 from torchvision.models import VisionTransformer, vit_b_16
-from torchvision.ops import StochasticDepth
 
 from mpvg_minimal import PESchedule, ViT, deit_base, deit_nano, deit_small, deit_tiny, vit_lite, vit_nano
+from mpvg_minimal.block import DropPath
 from mpvg_minimal.vit import SIZES
 
 # The same numbers as torchvision, and as the equations
@@ -274,7 +274,7 @@ def test_settings_without_sense_are_refused(options, why):
 
 def test_stochastic_depth_grows_linearly():
     model = ViT(**{**TINY, "depth": 5}, stochastic_depth=0.2)
-    rates = [module.p for module in model.modules() if isinstance(module, StochasticDepth)]
+    rates = [module.p for module in model.modules() if isinstance(module, DropPath)]
     assert rates == pytest.approx([0.0, 0.05, 0.1, 0.15, 0.2])
     assert ViT(**{**TINY, "depth": 1}, pe="lape", stochastic_depth=0.2).blocks[0].drop_path.p == 0
 

@@ -23,9 +23,13 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tutorials")]
 
 from grid_report import mean_and_error  # noqa: E402
 
-from mpvg_minimal.dense import __main__ as dense  # noqa: E402
+from mpvg_minimal.data.loading import make_batches, normalizer  # noqa: E402
 from mpvg_minimal.dense import targets  # noqa: E402
-from mpvg_minimal.training import assemble, checkpoint  # noqa: E402
+from mpvg_minimal.dense.tasks import TASKS, load_dense  # noqa: E402
+from mpvg_minimal.runtime.files import write_text  # noqa: E402
+from mpvg_minimal.training import checkpoint  # noqa: E402
+from mpvg_minimal.training.folder import read_config  # noqa: E402
+from mpvg_minimal.training.run import autocast  # noqa: E402
 
 SCHEDULES = {"none": ["--no-pe"], "once": [], "lape": ["--lape"], "pvg": ["--pvg"], "mpvg": ["--mpvg"]}
 JSON, TABLE = ROOT / "results" / "dense_shapes.json", ROOT / "results" / "dense_shapes.md"
@@ -42,20 +46,23 @@ def train(out: Path, task: str, schedule: str, seed: int) -> None:
 @torch.no_grad()
 def zeroed(out: Path) -> float | None:
     """The score without PE at the last norm; None where the schedule delivers none there."""
-    model, settings = dense.load(out)
+    model, settings = load_dense(out)
     if model.vit.last_norm.pe_norm is None:
         return None
     model.vit.last_norm.pe_norm.weight.zero_()
     model.vit.last_norm.pe_norm.bias.zero_()
-    source, task = targets.open_shapes(settings["task"]), dense.TASKS[settings["task"]]
-    return assemble.test(model, source, settings, torch.device("cpu"), task=task)[task.score]
+    source, task = targets.open_shapes(settings["task"]), TASKS[settings["task"]]
+    cpu = torch.device("cpu")
+    batches = make_batches(source, train=False, batch_size=settings["batch_size"], limit=settings["limit"], device=cpu)
+    return task.evaluate(model, batches, normalize=normalizer(source, cpu), device=cpu,
+                         autocast=autocast(cpu, None))[task.score]
 
 
 def record(out: Path, machine: str) -> dict[str, Any]:
-    config = checkpoint.read_config(out)
+    config = read_config(out)
     history = checkpoint.newest(out)["history"]
     return {"task": config["settings"]["task"], "pe": config["settings"]["pe"], "seed": config["settings"]["seed"],
-            "score": history[-1][dense.TASKS[config["settings"]["task"]].score], "zeroed": zeroed(out),
+            "score": history[-1][TASKS[config["settings"]["task"]].score], "zeroed": zeroed(out),
             "seconds": round(sum(line["seconds"] for line in history), 1), "machine": machine,
             "environment": config["environment"], "settings": config["settings"], "epochs": history}
 
@@ -63,7 +70,7 @@ def record(out: Path, machine: str) -> dict[str, Any]:
 def table(runs: list[dict[str, Any]]) -> str:
     """Markdown: mean ± standard error over seeds; differences are paired, seed by seed."""
     lines = []
-    for task, of_task in dense.TASKS.items():
+    for task, of_task in TASKS.items():
         cell = {(run["pe"], run["seed"]): run for run in runs if run["task"] == task}
         once = {seed: run["score"] for (pe, seed), run in cell.items() if pe == "once"}
         lines += [f"### {task}: {of_task.score}, 0 to 1", "",
@@ -92,13 +99,13 @@ def main() -> None:
     JSON.parent.mkdir(exist_ok=True)
     runs = json.loads(JSON.read_text()) if JSON.exists() else []
     done = {(run["task"], run["pe"], run["seed"]) for run in runs}
-    cells = [(task, pe, seed) for seed in range(args.seeds) for task in dense.TASKS for pe in SCHEDULES]
+    cells = [(task, pe, seed) for seed in range(args.seeds) for task in TASKS for pe in SCHEDULES]
     for task, pe, seed in [] if args.table else cells:
         if (task, pe, seed) not in done:
             out = args.runs / f"{task}_{pe}_seed{seed}"
             train(out, task, pe, seed)
             runs.append(record(out, args.machine))
-            checkpoint.write_text(JSON, json.dumps(runs, indent=1) + "\n")
+            write_text(JSON, json.dumps(runs, indent=1) + "\n")
     TABLE.write_text(table(runs))
     missing = [cell for cell in cells if cell not in {(run["task"], run["pe"], run["seed"]) for run in runs}]
     print(TABLE.read_text(), *[f"missing: {cell}" for cell in missing], sep="\n")

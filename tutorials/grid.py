@@ -20,6 +20,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,16 +31,22 @@ from torch.utils.data import Subset
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tutorials")]
 
-from grid_cells import CELLS, GROUPS, REDUCED, TWELVE, TWELVE_PLAN, build  # noqa: E402
+from grid_cells import CELLS, GROUPS, REDUCED, REDUCED_LIMIT, TWELVE, TWELVE_PLAN, build  # noqa: E402
 from grid_figures import draw, draw_development  # noqa: E402
 from grid_report import table  # noqa: E402
 
 from mpvg_minimal import ViT, balance  # noqa: E402
 from mpvg_minimal.data import sources  # noqa: E402
+from mpvg_minimal.data.loading import choose_loader, first_images, make_batches, normalizer  # noqa: E402
 from mpvg_minimal.runtime.errors import UserError, one_line_errors  # noqa: E402
+from mpvg_minimal.runtime.files import write_text  # noqa: E402
 from mpvg_minimal.tools import plots  # noqa: E402
-from mpvg_minimal.training import assemble, checkpoint, flags, recipes  # noqa: E402
-from mpvg_minimal.training.classification import CLASSIFICATION  # noqa: E402
+from mpvg_minimal.training import checkpoint, flags, recipes  # noqa: E402
+from mpvg_minimal.training.folder import choose_out, read_config, write_config  # noqa: E402
+from mpvg_minimal.training.loop import fit  # noqa: E402
+from mpvg_minimal.training.models import load_model  # noqa: E402
+from mpvg_minimal.training.run import autocast, start_run  # noqa: E402
+from mpvg_minimal.training.task import CLASSIFICATION  # noqa: E402
 
 MEASURES = ("correlation", "cosine", "stream_correlation", "stream_cosine", "shared_correlation", "place_correlation")
 MAY_DIFFER = {"seed", "cell", *(key for cell in CELLS.values() for key in cell)}          # between runs of one file
@@ -64,20 +71,25 @@ def measures(found: list[balance.Balance]) -> dict[str, Any]:
         "last_tokens_with_p_L": rounded(balance.pearson(found[-1].tokens, delivered[-1])) if delivered else None}
 
 
-def test(model: ViT, batches: Any, **options: Any) -> dict[str, Any]:
+def evaluate(model: ViT, batches: Any, **options: Any) -> dict[str, Any]:
     """After every epoch: loss and top-1, and the balance of tokens and PE at each place (512 test images or so)."""
-    metrics = CLASSIFICATION.test(model, batches, **options)
+    metrics = CLASSIFICATION.evaluate(model, batches, **options)
     few = list(itertools.islice(batches.epoch(), -(-512 // batches.batch_size)))
-    images = options["prepare"](torch.cat([images for images, _ in few]).to(options["device"]))
+    images = options["normalize"](torch.cat([images for images, _ in few]).to(options["device"]))
     return metrics | measures(balance.counterbalance(model, images))
 
 
-def settings_of(args: argparse.Namespace, cell: str, seed: int, device: torch.device) -> dict[str, Any]:
-    full = recipes.SHAPES if args.dataset == "shapes" else recipes.CIFAR | {"epochs": 100}
-    recipe = REDUCED if args.reduced else TWELVE if args.twelve else full
-    args = argparse.Namespace(**{**vars(args), "seed": seed})
-    limit = {"limit": args.limit or recipe.get("limit")} | ({"held_out": HELD_OUT} if args.validation else {})
-    return flags.settings_of(args, device, recipe, dataset=args.dataset) | limit | CELLS[cell] | {"cell": cell}
+def recipe_of(args: argparse.Namespace, seed: int) -> recipes.Recipe:
+    full = recipes.SHAPES if args.dataset == "shapes" else replace(recipes.CIFAR, epochs=100)
+    recipe = flags.adjust(REDUCED if args.reduced else TWELVE if args.twelve else full, args)
+    return replace(recipe, seed=seed)
+
+
+def settings_of(args: argparse.Namespace, recipe: recipes.Recipe, cell: str, device: torch.device) -> dict[str, Any]:
+    limit = args.limit or (REDUCED_LIMIT if args.reduced else None)
+    more = {"limit": limit, **({"held_out": HELD_OUT} if args.validation else {}), **CELLS[cell], "cell": cell}
+    return flags.settings_of(args, recipe, amp=flags.choose_amp(args.amp, device), dataset=args.dataset,
+                             loader=choose_loader(args.loader, device, args.dataset), **more)
 
 
 def folder(args: argparse.Namespace, cell: str, seed: int) -> Path:
@@ -96,22 +108,28 @@ def open_data(args: argparse.Namespace) -> sources.Source:
 def train(args: argparse.Namespace, cell: str, seed: int) -> None:
     """One run of the grid, to its result.json; goes on where it was stopped."""
     torch.set_num_threads(args.threads)
-    device, out = flags.choose_device(args.device, args.amp), folder(args, cell, seed)
-    args = argparse.Namespace(**{**vars(args), "out": out, "resume": (out / "config.json").exists()})
-    settings = settings_of(args, cell, seed, device)
-    flags.choose_out(args, settings)
+    device, out, recipe = flags.choose_device(args.device), folder(args, cell, seed), recipe_of(args, seed)
+    amp, settings = flags.choose_amp(args.amp, device), settings_of(args, recipe, cell, device)
+    flags.check_compile(args.compile, recipe, device)
+    choose_out(out, settings, resume=(out / "config.json").exists())
     source = open_data(args)
+    settings |= source.identity()
     print(f"--- {cell}, seed {seed}", flush=True)
-    task = CLASSIFICATION._replace(test=test)
-    assemble.train(args, settings | source.identity(), source, out, device, build=build, task=task)
+    options = dict(batch_size=recipe.batch_size, device=device, augment=recipe.augment, seed=seed,
+                   limit=settings["limit"], loader=settings["loader"], workers=args.workers)
+    batches = [make_batches(source, train=split, **options) for split in (True, False)]
+    mix = sources.mixing(len(source.classes), mixup=recipe.mixup, cutmix=recipe.cutmix)
+    run = start_run(build(settings), recipe, out=out, device=device, amp=amp, compiled=args.compile, settings=settings)
+    run.resume()
+    write_config(out, settings, data_dir=args.data_dir, device=device)
+    history = fit(run, *batches, normalize=normalizer(source, device), mix=mix,
+                  task=CLASSIFICATION._replace(evaluate=evaluate))
     saved = checkpoint.newest(out)
-    history = saved["history"]
-    result = {"cell": cell, "seed": seed, "top1": history[-1]["top1"],
-              **after_training(saved, source, device, flags.choose_amp(args.amp, device)),
+    result = {"cell": cell, "seed": seed, "top1": history[-1]["top1"], **after_training(saved, source, device, amp),
               "seconds": round(sum(line["seconds"] for line in history), 1), "machine": args.machine,
-              "data": args.data_name, "environment": checkpoint.read_config(out)["environment"],
+              "data": args.data_name, "environment": read_config(out)["environment"],
               "settings": saved["settings"], "epochs": history}
-    checkpoint.write_text(out / "result.json", json.dumps(result))
+    write_text(out / "result.json", json.dumps(result))
 
 
 def without(places: set[str]):
@@ -129,15 +147,17 @@ def after_training(saved: dict[str, Any], source: sources.Source, device: torch.
     """Of the trained model: top-1 with PE taken away at one place, and at all, on up to 2,000 test images; and how much
     of each place's shift (beta and the shared part of PE) was learnt, its variance without the value at the start."""
     settings = saved["settings"]
-    few = {**settings, "limit": min(settings["limit"] or 2000, 2000)}
-    model, images = assemble.load_model(saved, build).to(device), assemble.first_images(source, settings, 512)
+    few = make_batches(source, train=False, batch_size=settings["batch_size"], device=device,
+                       limit=min(settings["limit"] or 2000, 2000), loader=settings["loader"])
+    options = dict(normalize=normalizer(source, device), device=device, autocast=autocast(device, amp))
+    model, images = load_model(saved, build).to(device), first_images(source, 512)
     found = balance.counterbalance(model, images.to(device))
     start = balance.counterbalance(build(settings).to(device), images[:1].to(device))
     reached = [place.place for place in found if place.pe is not None]
     zeroed = {}
     for name, places in {"nothing": set(), **{place: {place} for place in reached}, "all": set(reached)}.items():
         handle = model.pe.register_forward_hook(without(places))
-        zeroed[name] = assemble.test(model, source, few, device, amp=amp)["top1"]
+        zeroed[name] = CLASSIFICATION.evaluate(model, few, **options)["top1"]
         handle.remove()
     return {"zeroed": zeroed if reached else None, "start_shift_variance": [variance(place.shift) for place in start],
             "learnt_shift_variance": [variance(now.shift - then.shift) for now, then in zip(found, start)]}
@@ -180,8 +200,8 @@ def draw_maps(args: argparse.Namespace, cell: str, path: Path) -> None:
     """Tokens and PE of the first seed's trained model at every place, as the paper draws them, if its run is here."""
     if (folder(args, cell, 0) / "result.json").exists():
         saved = checkpoint.newest(folder(args, cell, 0))
-        images = assemble.first_images(open_data(args), saved["settings"], 512)
-        plots.draw_counterbalance(balance.counterbalance(assemble.load_model(saved, build), images), path)
+        found = balance.counterbalance(load_model(saved, build), first_images(open_data(args), 512))
+        plots.draw_counterbalance(found, path)
 
 
 def refuse_another_experiment(runs: list[dict[str, Any]], settings: dict[str, Any], file: Path) -> None:
@@ -247,17 +267,18 @@ def main() -> None:
     done = {(run["cell"], run["seed"]) for run in runs}
     jobs = [job for job in planned(args) if job not in done]
     if jobs and not args.table:
-        refuse_another_experiment(runs, settings_of(args, *jobs[0], flags.choose_device(args.device, args.amp)), file)
+        settings = settings_of(args, recipe_of(args, jobs[0][1]), jobs[0][0], flags.choose_device(args.device))
+        refuse_another_experiment(runs, settings, file)
         open_data(args)                                     # fetched once, before the children start
         for run in results(args, jobs):
             runs.append(run)
             runs.sort(key=lambda run: (list(CELLS).index(run["cell"]), run["seed"]))
-            checkpoint.write_text(file, as_json(runs))
+            write_text(file, as_json(runs))
     if not runs:
         raise UserError(f"{file} holds no run yet: leave out --table")
     preset = " --reduced" if args.reduced else " --twelve" if args.twelve else ""
     text = table(runs, GROUPS, command=f"python tutorials/grid.py --dataset {args.dataset}{preset}")
-    checkpoint.write_text(file.with_suffix(".md"), text)
+    write_text(file.with_suffix(".md"), text)
     draw(runs, GROUPS, file.with_suffix(".png"))
     draw_development(runs, file.with_name(f"{file.stem}_balance.png"))
     for cell in ("gap pvg", "gap mpvg"):

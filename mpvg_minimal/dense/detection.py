@@ -17,7 +17,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.fcos import FCOS, FCOSHead
 
 from ..runtime import distributed
-from ..training.run import Task, outputs
+from ..training.task import Task, evaluate_batches
 from ..vit import ViT
 from .segmentation import token_map
 
@@ -79,16 +79,16 @@ class Detector(nn.Module):
 
 def detection_loss(model: nn.Module, images: Tensor, objects: Tensor, *,
                    label_smoothing: float) -> tuple[Tensor, Tensor]:
-    """The sum of FCOS's losses (classes, boxes, centres); there are no hits to count."""
+    """The sum of FCOS's losses (classes, boxes, centres); no answers are counted."""
     losses = model(images, objects)
     return sum(losses.values()), images.new_zeros(())
 
 
 @torch.no_grad()
-def test_detector(model: nn.Module, batches: Any, **options: Any) -> dict[str, float]:
+def evaluate_detector(model: nn.Module, batches: Any, **options: Any) -> dict[str, float]:
     """Average precision over all images of all processes."""
     found, truths = [], []
-    for detections, objects in outputs(model, batches, **options):
+    for detections, objects in evaluate_batches(model, batches, **options):
         found += [{key: value.cpu() for key, value in image.items()} for image in detections]
         truths += [rows[rows[:, 0] >= 0].cpu() for rows in objects]
     parts = distributed.gathered((found, truths))
@@ -129,5 +129,5 @@ def average_precision(found: list[dict[str, Tensor]], truths: list[Tensor]) -> d
     return dict(zip(("ap", "ap50", "ap75"), mean))
 
 
-DETECTION = Task(detection_loss, test_detector, hits=None, score="ap50", line="AP {ap:.4f}  AP50 {ap50:.4f}",
+DETECTION = Task(detection_loss, evaluate_detector, accuracy=None, score="ap50", line="AP {ap:.4f}  AP50 {ap50:.4f}",
                  result="test AP: {ap:.4f}  AP50: {ap50:.4f}")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate, pixel_shuffle
 
 from ..runtime import distributed
-from ..training.run import Task, outputs
+from ..training.task import Task, evaluate_batches
 from ..vit import ViT
 from .files import IGNORED
 
@@ -60,10 +60,10 @@ def segmentation_loss(model: nn.Module, images: Tensor, masks: Tensor, *,
 
 
 @torch.no_grad()
-def test_segmenter(model: nn.Module, batches: Any, **options: Any) -> dict[str, float]:
+def evaluate_segmenter(model: nn.Module, batches: Any, **options: Any) -> dict[str, float]:
     """Mean IoU over the classes that occur in masks or predictions, and the share of right pixels, both 0 to 1."""
     confusion: Any = 0
-    for scores, masks in outputs(model, batches, **options):
+    for scores, masks in evaluate_batches(model, batches, **options):
         classes, counted = scores.shape[1], masks != IGNORED
         pairs = classes * masks[counted].long() + scores.argmax(1)[counted]
         confusion = confusion + pairs.bincount(minlength=classes ** 2).view(classes, classes)   # (K, K): truth, given
@@ -78,5 +78,5 @@ def iou_of(confusion: Tensor) -> dict[str, float]:
             "pixel_accuracy": (both.sum() / confusion.sum()).item()}
 
 
-SEGMENTATION = Task(segmentation_loss, test_segmenter, hits="train_pixel_accuracy", score="mean_iou",
+SEGMENTATION = Task(segmentation_loss, evaluate_segmenter, accuracy="train_pixel_accuracy", score="mean_iou",
                     line="mean IoU {mean_iou:.4f}  pixels {pixel_accuracy:.4f}", result="test mean IoU: {mean_iou:.4f}")

@@ -7,7 +7,7 @@ Machines are shared and noisy, so what counts is the ratio: each candidate takes
 the median over many rounds of PE-once's time by its own in the same round. Many short rounds are worth more than few
 long ones, since what disturbs a machine lasts for seconds: hence the small batches on CPU, and for inference half
 the batch and four times as many rounds. The ratio of PE once to a copy of itself shows what is left of the noise.
-Training is `train_step` from train.py for everybody, peers included. Shapes: B images.
+Training is `train_step` from training/loop.py for everybody, peers included. Shapes: B images.
 """
 import statistics
 from pathlib import Path
@@ -21,9 +21,8 @@ from ..runtime.errors import UserError, one_line_errors
 from ..training import flags
 from ..training.loop import train_step
 from ..training.recipes import CIFAR
-from ..training.run import autocast, start
+from ..training.run import autocast, start_run
 from ..vit import SIZES
-from . import plots
 from .measure import forward_flops, header, interleaved, kept_for_backward, peak_memory, write
 
 SCHEDULES = ("once", "none", "lape", "pvg", "mpvg")         # the first is what the others are compared with
@@ -69,7 +68,7 @@ def measure(name: str, device: torch.device, amp: torch.dtype | None, *, batch: 
                "gflop_forward": forward_flops(model, images) / 1e9}
         if label != "mpvg, folded":
             row["kept_mb_per_image"] = kept_for_backward(model, images) / batch / 1e6
-            run = start(model, CIFAR, out=Path(), device=device, amp=amp, compiled="default" if compiled else None)
+            run = start_run(model, CIFAR, out=Path(), device=device, amp=amp, compiled="default" if compiled else None)
             trains[label] = lambda run=run: (run.model.train(), train_step(run, images, labels, lr=1e-4))
             row["peak_mb"] = peak_memory(trains[label], device)
         elif compiled:
@@ -133,6 +132,25 @@ def short_table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def draw_cost(rows: list[dict[str, Any]], path: Path) -> None:
+    """Draw images/s relative to PE added once, with the quartiles over the rounds."""
+    from matplotlib.figure import Figure  # here, so that --help need not wait for it
+
+    figure = Figure(figsize=(10, 0.22 * len(rows) + 1.2), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
+    for axis, what in zip(axes, ("train", "inference")):
+        shown = [(place, row) for place, row in enumerate(rows) if f"{what}_ratio" in row]
+        for place, row in shown:
+            axis.plot(row[f"{what}_ratio_quartiles"], [place, place], color="C0", alpha=0.5)
+            axis.plot(row[f"{what}_ratio"], place, "o", color="C0", markersize=4)
+        axis.axvline(1.0, color="grey", linewidth=0.8)
+        axis.set(title=what, xlabel="images/s, relative to PE added once", yticks=range(len(rows)))
+    axes[0].set_yticklabels([f"{row['model']}{', compiled' if row['compiled'] else ''}: {row['variant']}"
+                             for row in rows], fontsize=7)
+    axes[0].invert_yaxis()
+    figure.savefig(path, dpi=120)
+
+
 def main() -> None:
     parser = flags.Parser(prog="python -m mpvg_minimal.tools.cost", description=__doc__.split("\n")[0])
     parser.add_argument("--models", nargs="+", choices=list(BATCH), default=["vit_lite", "deit_tiny", "deit_small"])
@@ -156,7 +174,7 @@ def main() -> None:
         print(table(new), flush=True)
         result["rows"] += new
         write(result, path)
-    plots.draw_cost(result["rows"], path.with_suffix(".png"))
+    draw_cost(result["rows"], path.with_suffix(".png"))
     print(f"written: {path}, {path.with_suffix('.png')}")
 
 

@@ -15,12 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..dense import __main__ as dense
 from ..dense.detection import Detector
 from ..dense.segmentation import Segmenter
+from ..dense.tasks import build_dense
 from ..fold import fold_last_pe
 from ..runtime.errors import UserError, one_line_errors
-from ..training import assemble, checkpoint, flags
+from ..training import checkpoint, flags
+from ..training.models import build_model, load_model
 
 
 def folded(model: nn.Module) -> nn.Module:
@@ -73,7 +74,7 @@ def main() -> None:
     parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder")
     args = parser.parse_args()
     saved = checkpoint.newest(args.run)
-    model = assemble.load_model(saved, dense.build if "task" in saved["settings"] else assemble.build_model)
+    model = load_model(saved, build_dense if "task" in saved["settings"] else build_model)
     vit = getattr(model, "vit", model)
     torch.manual_seed(0)
     difference = export(model, vit.patch_embed.image_size, args.run)

@@ -1,9 +1,6 @@
-"""The instruments: seconds in turns, FLOPs, bytes, and what a figure depends on. Shapes: B images."""
+"""The instruments: seconds in turns, FLOPs, bytes, and the head of a results file. Shapes: B images."""
 import json
 import os
-import platform
-import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -11,35 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torchvision
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..runtime.errors import UserError
-
-
-def environment(device: torch.device) -> dict[str, str]:
-    """What else a result depends on: versions, machine, commit."""
-    cpu = f"{platform.machine()}, {os.cpu_count()} cores"
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
-    return {"python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__,
-            "device": f"{device.type}: {name}", "commit": commit()}
-
-
-def commit() -> str:
-    """The commit of this code, "-dirty" if tracked files other than results differ from it; "unknown" without git."""
-    def git(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip()
-
-    if not shutil.which("git"):
-        return "unknown"
-    changed = git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":(top,exclude)results")
-    return (git("describe", "--always") or "unknown") + ("-dirty" if changed else "")
+from ..runtime.files import write_text
+from ..runtime.provenance import environment
 
 
 def header(module: str, device: torch.device) -> dict[str, Any]:
-    """What the file of a measurement begins with. module: whose command it is."""
+    """The beginning of a results file: command, environment, threads, memory settings. module: of the command."""
     allocators = ("MALLOC_", "PYTORCH_ALLOC_", "PYTORCH_CUDA_ALLOC_")       # of glibc, torch, and torch before 2.9
     memory = {name: value for name, value in os.environ.items() if name.startswith(allocators)}
     return {"command": " ".join([f"python -m {module}", *sys.argv[1:]]), "environment": environment(device),
@@ -47,12 +25,8 @@ def header(module: str, device: torch.device) -> dict[str, Any]:
 
 
 def write(result: dict[str, Any], path: Path) -> None:
-    """A measurement as JSON. UserError if it cannot be written."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(result, indent=1) + "\n")
-    except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror}): name another folder by --out") from error
+    """Write a measurement as JSON. UserError if it cannot be written."""
+    write_text(path, json.dumps(result, indent=1) + "\n", advice="name another folder by --out")
 
 
 def interleaved(candidates: dict[str, Callable], *, rounds: int, device: torch.device) -> dict[str, list[float]]:

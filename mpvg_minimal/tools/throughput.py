@@ -16,43 +16,52 @@ import os
 import statistics
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from ..data import cache, sources
+from ..data.loading import choose_loader, choose_workers, make_batches, normalizer
 from ..runtime import distributed
 from ..runtime.errors import UserError, one_line_errors
 from ..runtime.signals import Interrupt
-from ..training import assemble, flags, recipes
-from ..training.compiling import choose_mode
+from ..training import flags, recipes
 from ..training.loop import train_epoch, train_step
-from ..training.run import Run, start
+from ..training.models import build_model
+from ..training.run import Run, start_run
 from ..vit import SIZES
 from .measure import forward_flops, header, interleaved, synchronize, write
 
 
-def new_run(settings: dict[str, Any], device: torch.device, amp: torch.dtype | None, compiled: bool) -> Run:
-    model = assemble.build_model(settings).to(device)
-    mode = choose_mode(model, settings, device, amp) if compiled else None
-    return start(model, settings, out=Path(), device=device, amp=amp, compiled=mode)
+class Setup(NamedTuple):
+    """What all parts measure: one recipe and model, on one device, in one precision."""
+
+    args: argparse.Namespace
+    recipe: recipes.Recipe
+    settings: dict[str, Any]
+    device: torch.device
+    amp: torch.dtype | None
+
+    def new_run(self) -> Run:
+        return start_run(build_model(self.settings), self.recipe, out=Path(), device=self.device, amp=self.amp,
+                         compiled=self.args.compile)
+
+    def random_batch(self, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
+        size = self.settings["image_size"]
+        images = torch.randn(batch, 3, size, size, device=self.device)
+        return images, torch.randint(10, (batch,), device=self.device)
 
 
-def fixed_batch(settings: dict[str, Any], batch: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    size = settings["image_size"]
-    return torch.randn(batch, 3, size, size, device=device), torch.randint(10, (batch,), device=device)
-
-
-def limit(settings: dict[str, Any], device: torch.device, args: argparse.Namespace, amp: torch.dtype | None) -> dict:
-    """Model FLOP/s as a share of a large matrix product's. A training step is three forward passes: see README."""
-    n, kind = (8192, amp or torch.float32) if device.type == "cuda" else (args.matrix, torch.float32)
-    a, b = (torch.randn(n, n, device=device, dtype=kind) for _ in range(2))
-    run = new_run(settings, device, amp, args.compile)
-    images, labels = fixed_batch(settings, settings["batch_size"], device)
+def limit(setup: Setup) -> dict[str, Any]:
+    """Model FLOP/s as a share of a large matrix product's. A training step counts as three forward passes."""
+    cuda = setup.device.type == "cuda"
+    n, kind = (8192, setup.amp or torch.float32) if cuda else (setup.args.matrix, torch.float32)
+    a, b = (torch.randn(n, n, device=setup.device, dtype=kind) for _ in range(2))
+    run, (images, labels) = setup.new_run(), setup.random_batch(setup.recipe.batch_size)
     flops = {"product": 2 * n ** 3, "step": 3 * forward_flops(run.model, images) * len(images)}
     run.model.train()
     seconds = interleaved({"product": lambda: a @ b, "step": lambda: train_step(run, images, labels, lr=1e-4)},
-                          rounds=args.rounds, device=device)
+                          rounds=setup.args.rounds, device=setup.device)
     rate = {name: flops[name] / statistics.median(seconds[name]) for name in flops}
     shares = [flops["step"] / s / (flops["product"] / p) for s, p in zip(*(seconds[k] for k in ("step", "product")))]
     return {"matrix": n, "product_gflop_per_second": rate["product"] / 1e9, "step_gflop_per_second": rate["step"] / 1e9,
@@ -72,17 +81,17 @@ class Repeated:
         return (self.batch for _ in range(start, self.count))
 
 
-def real_over_synthetic(settings: dict[str, Any], device: torch.device, args: argparse.Namespace,
-                        amp: torch.dtype | None) -> dict:
+def real_over_synthetic(setup: Setup) -> dict[str, Any]:
     """A real epoch of `limit` images, then the same number of steps on one batch; the loader is warmed up first."""
-    source = sources.open_source(settings["dataset"], args.data_dir, settings["image_size"])
+    args, recipe, settings = setup.args, setup.recipe, setup.settings
+    source = sources.open_source(args.dataset, args.data_dir, settings["image_size"])
     if args.cache:
-        source = cache.cached(source, args.cache, limit=args.limit, workers=flags.choose_workers(args.workers))
-    real = assemble.build_batches(source, settings, train=True, workers=args.workers, device=device)
-    batch = tuple(part.to(device) for part in next(iter(real.epoch())))
-    run = new_run(settings, device, amp, args.compile)
-    options = dict(prepare=assemble.prepare_on(device, source), interrupt=Interrupt(), mix=sources.mixing(
-        settings["num_classes"], mixup=settings["mixup"], cutmix=settings["cutmix"]))
+        source = cache.cached(source, args.cache, limit=args.limit, workers=choose_workers(args.workers))
+    real = make_batches(source, train=True, batch_size=recipe.batch_size, device=setup.device, augment=recipe.augment,
+                        seed=recipe.seed, limit=args.limit, loader=settings["loader"], workers=args.workers)
+    batch = tuple(part.to(setup.device) for part in next(iter(real.epoch())))
+    run, mix = setup.new_run(), sources.mixing(settings["num_classes"], mixup=recipe.mixup, cutmix=recipe.cutmix)
+    options = dict(normalize=normalizer(source, setup.device), mix=mix, interrupt=Interrupt())
 
     def epoch(batches: Any) -> None:
         run.step = 0
@@ -90,39 +99,37 @@ def real_over_synthetic(settings: dict[str, Any], device: torch.device, args: ar
         train_epoch(run, batches, **options)
 
     seconds = interleaved({"real": lambda: epoch(real), "synthetic": lambda: epoch(Repeated(batch, len(real)))},
-                          rounds=args.rounds, device=device)
+                          rounds=args.rounds, device=setup.device)
     ratio = statistics.median(s / r for s, r in zip(seconds["synthetic"], seconds["real"]))
     return {"loader": settings["loader"], "steps": len(real), "real_over_synthetic": ratio,
-            "images_per_second": len(real) * settings["batch_size"] / statistics.median(seconds["real"])}
+            "images_per_second": len(real) * recipe.batch_size / statistics.median(seconds["real"])}
 
 
-def by_batch_size(settings: dict[str, Any], device: torch.device, args: argparse.Namespace,
-                  amp: torch.dtype | None) -> dict:
-    run = new_run(settings, device, amp, args.compile)
+def by_batch_size(setup: Setup) -> dict[str, float]:
+    """Images/s for each of --sizes."""
+    run = setup.new_run()
     run.model.train()
-    batches = {str(size): fixed_batch(settings, size, device) for size in args.sizes}
+    batches = {str(size): setup.random_batch(size) for size in setup.args.sizes}
     calls = {size: lambda batch=batch: train_step(run, *batch, lr=1e-4) for size, batch in batches.items()}
-    seconds = interleaved(calls, rounds=args.rounds, device=device)
+    seconds = interleaved(calls, rounds=setup.args.rounds, device=setup.device)
     return {size: int(size) / statistics.median(times) for size, times in seconds.items()}
 
 
-def processes(settings: dict[str, Any], device: torch.device, args: argparse.Namespace,
-              amp: torch.dtype | None) -> dict:
+def processes(setup: Setup) -> dict[str, Any]:
     """All processes together, each with its share of a batch that grows with them, against the first one alone."""
     torch.set_num_threads(1)
-    together = new_run(settings, device, amp, args.compile)
-    alone = new_run(settings, device, amp, args.compile)
+    together, alone = setup.new_run(), setup.new_run()
     alone.wrapped = alone.model
-    images, labels = fixed_batch(settings, settings["batch_size"], device)
+    images, labels = setup.random_batch(setup.recipe.batch_size)
     times = {"alone": [], "together": []}
-    for _ in range(args.rounds + 1):
+    for _ in range(setup.args.rounds + 1):
         for name, run in (("alone", alone), ("together", together)):
             distributed.agree(0)                                # all begin at once
             began = time.perf_counter()
             if name == "together" or distributed.is_first():
                 run.model.train()
                 train_step(run, images, labels, lr=1e-4)
-            synchronize(device)
+            synchronize(setup.device)
             times[name].append(time.perf_counter() - began)
             distributed.agree(0)
     ratios = [a / b for a, b in zip(times["alone"][1:], times["together"][1:])]
@@ -149,14 +156,17 @@ def main() -> None:
         raise UserError("--parts processes compares processes: start it by torchrun --nproc-per-node 2")
     if args.cache and args.dataset != "imagenet":
         raise UserError(f"--cache {args.cache} is for --dataset imagenet, not for {args.dataset}")
-    device = distributed.start(flags.choose_device(args.device, args.amp))
+    device = distributed.start(flags.choose_device(args.device))
+    amp, loader = flags.choose_amp(args.amp, device), choose_loader(args.loader, device, args.dataset)
     recipe = {"shapes": recipes.SHAPES, "imagenet": recipes.IMAGENET}.get(args.dataset, recipes.CIFAR)
+    recipe = flags.adjust(recipe, args)
+    flags.check_compile(args.compile, recipe, device)
     size, classes = (224, 1000) if args.dataset == "imagenet" else (32, 100)
-    settings = flags.settings_of(args, device, recipe, dataset=args.dataset, num_classes=classes, image_size=size)
-    amp = flags.choose_amp(args.amp, device)
+    settings = flags.settings_of(args, recipe, amp=amp, loader=loader, dataset=args.dataset, num_classes=classes,
+                                 image_size=size)
     result = header("mpvg_minimal.tools.throughput", device) | {"settings": settings, "rounds": args.rounds}
     for part in args.parts:
-        result[part] = PARTS[part](settings, device, args, amp)
+        result[part] = PARTS[part](Setup(args, recipe, settings, device, amp))
         if distributed.is_first():
             print(part, json.dumps(result[part]), flush=True)
     if distributed.is_first():

@@ -7,18 +7,15 @@ is a zip, and a zip holds a checksum for every part. And `weights_only=True` eve
 whatever code its author put into it, this loads tensors and plain types only, so only these are saved.
 """
 import io
-import json
-import os
 import sys
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 
 from ..runtime.errors import UserError, reason
+from ..runtime.files import replacing
 
 NEWEST, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
 
@@ -32,44 +29,11 @@ def save(folder: Path, content: dict[str, Any]) -> None:
     # comes at any line, makes it write once more when it is freed; if its file is closed by then, the process aborts.
     whole = io.BytesIO()
     torch.save(content, whole)
-    with replacing(folder / NEWEST, keep=folder / PREVIOUS) as file:
+    newest, previous = folder / NEWEST, folder / PREVIOUS
+    keep = None if newest.exists() and damage(newest) else previous     # a damaged one must not replace a good one
+    with replacing(newest, keep=keep, advice="is the disk full? The checkpoint before it is intact; make room and go "
+                   "on with --resume") as file:
         file.write(whole.getbuffer())
-
-
-def write_text(path: Path, text: str) -> None:
-    """A small file, replaced as safely as a checkpoint."""
-    with replacing(path) as file:
-        file.write(text.encode())
-
-
-@contextmanager
-def replacing(path: Path, *, keep: Path | None = None) -> Iterator[BinaryIO]:
-    """A temporary file to write to; at the end it is flushed and takes `path`. keep: where the old file goes."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        if keep and path.exists() and not damage(path):         # else a damaged one would replace the last good one
-            os.replace(path, keep)
-        os.replace(temporary, path)
-        flush_folder(path.parent)
-    except OSError as error:
-        raise UserError(f"could not write {path} ({reason(error)}): is the disk full? The checkpoint before it "
-                        "is intact; make room and go on with --resume") from error
-    finally:
-        with suppress(OSError):                                 # it is there no more if all went well
-            temporary.unlink()
-
-
-def flush_folder(folder: Path) -> None:
-    """A rename is on the disk only when its folder is."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -110,19 +74,3 @@ def newest(folder: Path) -> dict[str, Any]:
                 print(f"warning: {problem}; going on from {path}", file=sys.stderr)
             return content
     raise UserError("; ".join(problems) or f"nothing to resume: {folder} holds no checkpoint")
-
-
-def refuse_other_settings(saved: dict[str, Any], now: dict[str, Any], *, may_differ: tuple[str, ...] = ()) -> None:
-    """UserError naming the first key whose value is not the checkpoint's."""
-    for key in sorted(saved.keys() | now.keys()):
-        if key not in may_differ and saved.get(key) != now.get(key):
-            raise UserError(f"the run was started with {key} = {saved.get(key)!r}, now it is "
-                            f"{now.get(key)!r}: give the same, or start a new run in another --out")
-
-
-def read_config(run: Path) -> dict[str, Any]:
-    """RUN/config.json. UserError if the folder holds no run."""
-    try:
-        return json.loads((run / "config.json").read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{run} holds no run: config.json is missing or damaged ({type(error).__name__})") from error

@@ -1,11 +1,11 @@
-"""What the two training scripts share: the flags, and the settings that they make.
+"""What the training scripts share: their flags, and what the flags' values become.
 
-A flag that is not given leaves the recipe's value (recipes.py). What a run was told is its `settings`: plain types,
-kept in OUT/config.json and in every checkpoint, and compared when a run is resumed. What becomes of them: assemble.py.
+If a flag is omitted, the recipe's value is used (recipes.py). The `settings` of a run are plain types. They are written
+to OUT/config.json and to every checkpoint, and compared when the run is resumed.
 """
 import argparse
 import math
-import os
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +14,19 @@ import torch
 from ..runtime import distributed
 from ..runtime.errors import UserError
 from . import checkpoint
+from .folder import refuse_other_settings
+from .recipes import Recipe
 
 
 class Parser(argparse.ArgumentParser):
-    """A wrong flag is one line on stderr, not a page of usage."""
+    """A wrong flag is a UserError, so one line on stderr instead of a page of usage."""
 
     def error(self, message: str) -> None:
         raise UserError(f"{message} ({self.prog} --help lists the flags)")
 
 
 def number(kind: type, *, above: float | None = None, least: float | None = None, below: float = math.inf) -> Any:
-    """An argparse type: an int or a float within bounds, finite."""
+    """A type for argparse: a finite int or float within the bounds."""
     def parse(text: str):
         value = kind(text)                                      # ValueError: argparse says that it is no such number
         if not abs(value) < below or above is not None and value <= above or least is not None and value < least:
@@ -37,7 +39,7 @@ def number(kind: type, *, above: float | None = None, least: float | None = None
 
 
 def add_flags(parser: argparse.ArgumentParser, models: list[str]) -> None:
-    """The flags of both scripts. Those that name the model default to None, "not given"."""
+    """Add the flags that all training scripts have. None as a default means that the flag was not given."""
     parser.add_argument("--data-dir", default="data", help="where the data is, or goes (default: %(default)s)")
     parser.add_argument("--model", choices=models, help="default: the recipe's")
     parser.add_argument("--gap", dest="pool", action="store_const", const="gap",
@@ -55,7 +57,7 @@ def add_flags(parser: argparse.ArgumentParser, models: list[str]) -> None:
     parser.add_argument("--lr", type=number(float, above=0), help="peak learning rate, for that batch size")
     parser.add_argument("--ema", type=number(float, least=0, below=1), metavar="DECAY",
                         help="average the weights, for instance 0.9999; 0: do not")
-    parser.add_argument("--seed", type=number(int, least=0, below=2 ** 63), default=0)
+    parser.add_argument("--seed", type=number(int, least=0, below=2 ** 63), help="default: 0")
     parser.add_argument("--limit", type=number(int, least=1), metavar="N", help="only N training and N test images")
     parser.add_argument("--loader", choices=["auto", "device", "workers"], default="auto",
                         help="hold and augment the images on the device, or in worker processes (auto: by the data)")
@@ -63,47 +65,46 @@ def add_flags(parser: argparse.ArgumentParser, models: list[str]) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: %(default)s)")
     parser.add_argument("--amp", choices=["auto", "bf16", "fp16", "off"], default="auto",
                         help="mixed precision, on CUDA only")
-    parser.add_argument("--compile", action="store_true", help="torch.compile the model")
+    parser.add_argument("--compile", nargs="?", const="default", choices=["default", "reduce-overhead"],
+                        help="torch.compile the model, in this mode; reduce-overhead replays CUDA graphs")
     parser.add_argument("--out", type=Path, help="the run's folder (default: runs/ and the settings)")
     parser.add_argument("--resume", action="store_true", help="go on with the run in OUT")
 
 
-def settings_of(args: argparse.Namespace, device: torch.device, recipe: dict[str, Any], **more: Any) -> dict[str, Any]:
-    """The recipe with what the flags say instead, and `more`.
+def adjust(recipe: Recipe, args: argparse.Namespace) -> Recipe:
+    """The recipe, with the values of the flags that were given in place of its own."""
+    names = ("model", "epochs", "batch_size", "lr", "ema", "accumulate", "seed")
+    given = {name: getattr(args, name, None) for name in names}
+    recipe = replace(recipe, **{name: value for name, value in given.items() if value is not None})
+    return replace(recipe, final_lr=min(recipe.final_lr, recipe.lr))        # the rate falls, also from a small --lr
 
-    --amp is among them: another precision is another run. --compile, --device and --workers are not.
+
+def settings_of(args: argparse.Namespace, recipe: Recipe, *, amp: torch.dtype | None, **more: Any) -> dict[str, Any]:
+    """All that makes a run another one, as plain types: the recipe, the flags' other values, and `more`.
+
+    The precision belongs to it. --compile, --device and --workers do not.
     """
-    given = {key: getattr(args, key) for key in ("model", "epochs", "batch_size", "lr", "ema")}
-    recipe = {**recipe, **{key: value for key, value in given.items() if value is not None}}
-    recipe["final_lr"] = min(recipe["final_lr"], recipe["lr"])          # the rate falls, also from a small --lr
-    amp = choose_amp(args.amp, device)
-    return {**recipe, "pool": args.pool or "cls", "pe": args.pe or "once", "pe_init": args.pe_init or "learned",
-            "amp": str(amp).removeprefix("torch.") if amp else None, "seed": args.seed, "limit": args.limit,
-            "accumulate": getattr(args, "accumulate", 1),
-            "loader": choose_loader(args.loader, device, more["dataset"]), **more}
+    return {**asdict(recipe), "pool": args.pool or "cls", "pe": args.pe or "once", "pe_init": args.pe_init or "learned",
+            "amp": str(amp).removeprefix("torch.") if amp else None, "limit": args.limit, **more}
 
 
-def choose_loader(name: str, device: torch.device, dataset: str) -> str:
-    """"device" on a GPU for the data sets that fit on it, else "workers". UserError for ImageNet on the device."""
-    fits = dataset != "imagenet"
-    if name == "device" and not fits:
-        raise UserError(f"--loader device: {dataset} does not fit on a device; leave it out, or give --loader workers")
-    return name if name != "auto" else "device" if fits and device.type == "cuda" else "workers"
+def take_from_init(args: argparse.Namespace) -> str | None:
+    """--init: give `args` the checkpoint's model where no flag names one. Returns the checkpoint's path.
 
-
-def settings_of_init(args: argparse.Namespace) -> dict[str, Any]:
-    """--init: what the checkpoint says about the model, where no flag does; a flag that says otherwise is refused."""
+    UserError for a flag that names another model.
+    """
     if args.init is None:
-        return {}
+        return None
     saved = checkpoint.read(args.init)["settings"]
     model = {key: saved[key] for key in ("model", "pool", "pe", "pe_init")}
     given = {key: getattr(args, key) for key in model if getattr(args, key) is not None}
-    checkpoint.refuse_other_settings({key: model[key] for key in given}, given)
-    return model | {"init": str(args.init)}
+    refuse_other_settings({key: model[key] for key in given}, given, advice="leave that flag out")
+    vars(args).update(model)
+    return str(args.init)
 
 
-def choose_device(name: str, amp: str = "auto") -> torch.device:
-    """UserError if the device is not there, or cannot compute in the precision asked for."""
+def choose_device(name: str) -> torch.device:
+    """The device of that name; "auto": CUDA, else MPS, else the CPU. UserError if there is no such device."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
@@ -113,12 +114,14 @@ def choose_device(name: str, amp: str = "auto") -> torch.device:
     there = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
     if device.index is not None and device.index >= there.get(device.type, 0) or not there.get(device.type):
         raise UserError(f"--device {name}: there are {there.get(device.type, 0)} such devices here; choose auto or cpu")
-    choose_amp(amp, device)
     return device
 
 
 def choose_amp(name: str, device: torch.device) -> torch.dtype | None:
-    """bfloat16 where the card computes in it, else float16; float32 (None) on CPU and MPS."""
+    """The type for mixed precision. "auto": bfloat16 if the card computes in it, otherwise float16.
+
+    None means float32, as always on CPU and MPS. UserError if the device cannot compute in the type.
+    """
     if device.type != "cuda":
         if name in ("bf16", "fp16"):
             raise UserError(f"--amp {name} needs --device cuda: on {device.type} training is in float32")
@@ -128,31 +131,15 @@ def choose_amp(name: str, device: torch.device) -> torch.dtype | None:
     return {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}[name]
 
 
-def choose_out(args: argparse.Namespace, settings: dict[str, Any]) -> Path:
-    """The run's folder, made if need be. UserError if it cannot be written, or holds a run and no --resume is given."""
-    name = "{dataset}_{model}_{pool}_{pe}_seed{seed}".format(**settings)
-    out = args.out or Path("runs") / name
-    try:
-        config = (out / "config.json").exists()
-        holds = config or any(out.glob("checkpoint*.pt"))
-        if holds and not args.resume and not distributed.was_restarted():
-            raise UserError(f"{out} holds a run already: --resume goes on with it, another --out starts a new one")
-        if args.resume and not holds and not distributed.was_restarted():
-            raise UserError(f"--resume, but {out} holds no run: start one without it, or name its folder by --out")
-        if config:                      # before the data is opened; the checkpoint's own settings are compared later
-            saved = {key: checkpoint.read_config(out)["settings"].get(key) for key in settings}
-            checkpoint.refuse_other_settings(saved, settings, may_differ=("epochs",))
-        out.mkdir(parents=True, exist_ok=True)
-        probe = out / f".writable.{distributed.rank()}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UserError(f"--out {out} cannot be written ({error.strerror}): name another folder") from error
-    distributed.agree(0)                # no process writes there before all have looked
-    return out
+def check_compile(mode: str | None, recipe: Recipe, device: torch.device) -> None:
+    """UserError where --compile reduce-overhead cannot be used.
 
-
-def choose_workers(given: int | None) -> int:
-    """--workers, or this process's share of the machine's cores, at most 16."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return min(16, cores // distributed.on_this_machine()[1]) if given is None else given
+    CUDA graphs reuse the same memory in every step, so they are refused where an old output may still be needed:
+    gradients that stay for the next part of a batch, or that other processes read.
+    """
+    if mode == "reduce-overhead":
+        why = ("it needs --device cuda" if device.type != "cuda" else
+               f"it cannot be used by {distributed.count()} processes" if distributed.count() > 1 else
+               f"it cannot be used with --accumulate {recipe.accumulate}" if recipe.accumulate > 1 else None)
+        if why:
+            raise UserError(f"--compile reduce-overhead: {why}; give --compile alone")

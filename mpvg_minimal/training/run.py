@@ -1,12 +1,11 @@
-"""What a training run consists of, everything that a checkpoint holds and nothing else; and what a task is to the loop.
+"""What a training run consists of: everything that a checkpoint holds, and nothing else.
 
 Source of the loss scaling: Micikevicius et al. 2018 (mixed precision); weight decay on linear maps only: as in DeiT.
 """
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,59 +14,36 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..runtime import distributed
 from ..runtime.errors import UserError
+from ..runtime.files import write_text
 from . import checkpoint
+from .folder import refuse_other_settings
+from .recipes import Recipe
 
 COUNTERS = ("epoch", "step", "updates", "skipped", "history")
 
 
-class Task(NamedTuple):
-    """What the loop has to know of a task. Targets are one tensor (B, ...) for a batch, whatever the task."""
-
-    loss_of: Callable           # (model, images, targets, label_smoothing) -> (mean loss, number of hits)
-    test: Callable              # (model, batches, options as for `outputs`) -> metrics by name
-    hits: str | None            # name of the share of hits, in %, among the metrics; None: there are no hits
-    score: str                  # the metric that counts
-    line: str                   # how to print the test's metrics after an epoch,
-    result: str                 # and at the end
-
-
-def outputs(model: nn.Module, batches: Any, *, prepare: Callable, device: torch.device, autocast: Any,
-            between: Callable = lambda: None) -> Iterator[tuple[Any, Tensor]]:
-    """(what the model gives in eval mode, labels) for each batch of this process; `between` is called after each."""
-    model.eval()
-    done = 0
-    for images, labels in batches.epoch():
-        labels = labels.to(device, non_blocking=True)
-        with autocast:
-            output = model(prepare(images.to(device, non_blocking=True)))
-        yield output, labels
-        done += 1
-        between()
-    for _ in range(done, len(batches)):                         # a process without a share of the last batch:
-        between()                                               # every process has to ask the others equally often
-
-
 @dataclass
 class Run:
-    """What is trained, with what, and how far it is."""
+    """What is trained, by what, and how far it is."""
 
     model: nn.Module
     wrapped: nn.Module                  # the model, or DistributedDataParallel around it
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler        # scales the loss in fp16, passes everything through otherwise
-    ema: AveragedModel | None           # the averaged model, which is then the one tested
-    settings: dict[str, Any]
+    ema: AveragedModel | None           # the averaged copy; if there is one, it is tested in place of the model
+    recipe: Recipe
+    settings: dict[str, Any]            # the recipe and all that makes this run another one: written and compared only
     out: Path
     device: torch.device
-    amp: torch.dtype | None             # bfloat16, float16, or None for float32
-    totals: Tensor                      # this epoch's loss sum and number of correct images, on the device
+    amp: torch.dtype | None             # mixed precision; None: float32 throughout
+    totals: Tensor                      # this epoch's sum of the loss and number of correct images, on the device
     bad_step: Tensor                    # first step of this epoch, from 1, with a non-finite gradient; 0: none
     epoch: int = 0                      # epochs finished
     step: int = 0                       # steps finished in this epoch
-    updates: int = 0                    # optimizer updates in all: the steps, less those that fp16 skipped
+    updates: int = 0                    # updates by the optimizer in all: the steps without those that fp16 skipped
     skipped: int = 0                    # fp16: skipped steps in a row
-    history: list[dict[str, Any]] = field(default_factory=list)     # one dict of metrics for each epoch
-    saved_at: str = ""                  # how far the newest checkpoint is, in words; "": there is none
+    history: list[dict[str, Any]] = field(default_factory=list)     # one dictionary of metrics for each epoch
+    saved_at: str = ""                  # position of the newest checkpoint, for messages; empty if there is none
 
     def autocast(self) -> torch.autocast:
         return autocast(self.device, self.amp)
@@ -86,12 +62,23 @@ class Run:
             self.write_metrics()
 
     def write_metrics(self) -> None:
-        checkpoint.write_text(self.out / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in self.history))
+        write_text(self.out / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in self.history))
+
+    def resume(self) -> None:
+        """Go on from OUT's newest checkpoint, if there is one: none is there before the end of the first epoch.
+
+        UserError if other settings made it, or if the processes do not all find the same one.
+        """
+        if any(self.out.glob("checkpoint*.pt")):
+            self.load()
+        if len(set(distributed.gathered((self.epoch, self.step)))) > 1:
+            raise UserError(f"the processes found different checkpoints in {self.out}: --out has to be a folder that "
+                            "all of them share")
 
     def load(self) -> None:
-        """Go on from OUT's newest checkpoint. UserError if there is none, or other settings made it."""
+        """Take over OUT's newest checkpoint. UserError if there is none, or if other settings made it."""
         saved = checkpoint.newest(self.out)
-        checkpoint.refuse_other_settings(saved["settings"], self.settings, may_differ=("epochs",))
+        refuse_other_settings(saved["settings"], self.settings, may_differ=("epochs",))
         if self.settings["epochs"] < saved["settings"]["epochs"]:
             raise UserError(f"the run was started for {saved['settings']['epochs']} epochs, got --epochs "
                             f"{self.settings['epochs']}: on resume it may only grow")
@@ -112,35 +99,40 @@ class Run:
 
 
 def autocast(device: torch.device, amp: torch.dtype | None) -> torch.autocast:
-    """Mixed precision in this type; None: float32 throughout."""
+    """Mixed precision in the type `amp`; None: float32 throughout."""
     return torch.autocast(device.type, dtype=amp or torch.bfloat16, enabled=amp is not None)
 
 
-def start(model: nn.Module, settings: dict[str, Any], *, out: Path, device: torch.device,
-          amp: torch.dtype | None = None, compiled: str | None = None) -> Run:
-    """Put the model on the device and make its optimizer, loss scaler and averaged copy.
+def start_run(model: nn.Module, recipe: Recipe, *, out: Path, device: torch.device, amp: torch.dtype | None = None,
+              compiled: str | None = None, settings: dict[str, Any] | None = None) -> Run:
+    """A run at its beginning: the model on the device, its optimizer, its loss scaler and its averaged copy.
 
-    compiled: torch.compile's mode, or None.
+    compiled: torch.compile's mode; None: eager. settings: what the checkpoint names; None: the recipe alone.
     """
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")              # TF32 for what stays in float32
     model.to(device)
-    ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings["ema"])) if settings["ema"] else None
+    ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema)) if recipe.ema else None
     if compiled:
-        # in place, so the names of the parameters stay; every size of batch for itself: there are two or three
+        # In place, so that the parameters keep their names. Not dynamic: there are two or three sizes of batches,
+        # and each is compiled by itself.
         model.compile(mode=compiled, dynamic=False)
     wrapped = model
     if torch.distributed.is_initialized():
         wrapped = DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
-    optimizer = torch.optim.AdamW(parameter_groups(model, settings["weight_decay"]), lr=settings["lr"], fused=True)
+    optimizer = torch.optim.AdamW(parameter_groups(model, recipe.weight_decay), lr=recipe.lr, fused=True)
     exact = torch.float32 if device.type == "mps" else torch.float64
     return Run(model, wrapped, optimizer, torch.amp.GradScaler(device.type, enabled=amp is torch.float16), ema,
-               settings, out, device, amp, totals=torch.zeros(2, dtype=exact, device=device),
+               recipe, settings or asdict(recipe), out, device, amp,
+               totals=torch.zeros(2, dtype=exact, device=device),
                bad_step=torch.zeros((), dtype=torch.int64, device=device))
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Two groups: weight decay for the weights of linear maps; none for norms, biases, PE and the class token.
 
-    By name: PE and the class token have three dimensions, so "all with two or more" would decay them.
+    PE and the class token are told by their names, because they have three dimensions: the rule "decay everything
+    that has two or more" would decay them.
     """
     decay, rest = [], []
     for name, parameter in model.named_parameters():

@@ -1,0 +1,65 @@
+"""The models of runs: built from settings, loaded from a checkpoint, or begun with another run's weights."""
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..runtime.errors import UserError
+from ..vit import SIZES, ViT, resize_pe
+from . import checkpoint
+
+
+def build_model(settings: dict[str, Any]) -> ViT:
+    """The model that a run's settings name, with fresh weights that depend on the seed alone.
+
+    UserError if the settings do not fit together, for instance if the patch does not divide the image.
+    """
+    options = {key: settings[key] for key in ("num_classes", "pool", "pe", "pe_init", "image_size", "stochastic_depth",
+                                              "attention_dropout")}
+    options |= {key: settings[key] for key in ("pe_std", "depth") if key in settings}
+    torch.manual_seed(settings["seed"])
+    try:
+        return SIZES[settings["model"]](**options)
+    except ValueError as error:
+        raise UserError(f"{settings['model']} cannot be built: {error}") from error
+
+
+def refuse_size(settings: dict[str, Any]) -> None:
+    """UserError if the model does not take images of this size. It needs no data, and no memory for weights."""
+    with torch.device("meta"):
+        build_model({**settings, "num_classes": 1})
+
+
+def load_model(saved: dict[str, Any], build: Callable = build_model) -> Any:
+    """The model of a checkpoint in eval mode: the averaged copy if the run kept one.
+
+    saved: a checkpoint's content. build: settings -> model, for another task than classification.
+    """
+    model = build(saved["settings"])
+    weights = saved["model"]
+    if saved["ema"]:
+        weights = {name.removeprefix("module."): w for name, w in saved["ema"].items() if name.startswith("module.")}
+    model.load_state_dict(weights)
+    return model.eval()
+
+
+def init_from(vit: ViT, path: str | None) -> None:
+    """Give `vit` the weights of a classification run's checkpoint; None: nothing is changed.
+
+    PE is resized to the image size of `vit`. The head is taken too if the number of classes is the same.
+    """
+    if path is None:
+        return
+    saved = checkpoint.read(Path(path))
+    if "task" in saved["settings"]:
+        raise UserError(f"--init {path} is of a {saved['settings']['task']} run, not of a classification run")
+    weights = resize_pe(load_model(saved), vit.patch_embed.image_size).state_dict()
+    own = vit.state_dict()
+    for name in ("head.weight", "head.bias"):
+        if name not in own or own[name].shape != weights[name].shape:
+            del weights[name]
+    try:
+        vit.load_state_dict({**own, **weights})
+    except RuntimeError as error:
+        raise UserError(f"--init {path} does not fit this model: {error}") from error

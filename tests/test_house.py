@@ -1,0 +1,88 @@
+"""The house: which folder may import which. The source is read and nothing is run."""
+import ast
+from graphlib import TopologicalSorter
+
+import pytest
+from conftest import ROOT
+
+PACKAGE = ROOT / "mpvg_minimal"
+METHOD = ("patch_embed", "layerwise_pe", "block", "balance", "vit", "fold")       # in reading order
+MAY_IMPORT = {                                      # room -> the other rooms that it may import
+    "method": set(), "runtime": set(), "adapt": {"method"}, "data": {"runtime"}, "training": {"method", "runtime"},
+    "dense": {"method", "runtime", "data", "training"},
+    "tools": {"method", "runtime", "data", "training", "dense"}}
+FILES = sorted(path.relative_to(PACKAGE).with_suffix("") for path in PACKAGE.rglob("*.py"))
+FILES = {".".join(path.parts): path for path in FILES}
+TREES = {name: ast.parse((PACKAGE / path).with_suffix(".py").read_text()) for name, path in FILES.items()}
+
+
+def imports(name: str, tree: ast.AST, *, at_the_top: bool = False) -> set[str]:
+    """The package's files that this one imports, by name: "vit", "data.batches"; a folder means its __init__."""
+    found = set()
+    for node in tree.body if at_the_top else ast.walk(tree):
+        if isinstance(node, ast.Import):
+            targets = [alias.name.split(".") for alias in node.names]
+            found |= {".".join(words[1:]) for words in targets if words[0] == PACKAGE.name}
+        elif isinstance(node, ast.ImportFrom):
+            place = [PACKAGE.name, *name.split(".")][:-node.level] if node.level else []
+            place += node.module.split(".") if node.module else []
+            if place[0] == PACKAGE.name:
+                found |= {".".join([*place[1:], alias.name]) for alias in node.names}
+    return {file_of(target) for target in found}
+
+
+def file_of(target: str) -> str:
+    """"data.batches" for "data.batches" and for "data.batches.Batches"."""
+    while target and target not in FILES:
+        if f"{target}.__init__" in FILES:
+            return f"{target}.__init__"
+        target = target.rpartition(".")[0]
+    return target or "__init__"
+
+
+def room(name: str) -> str:
+    return name.split(".")[0] if "." in name else "method"
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_a_file_imports_only_rooms_that_it_may(name):
+    rooms = {room(target) for target in imports(name, TREES[name])} - {room(name)}
+    assert rooms <= MAY_IMPORT[room(name)]
+
+
+def test_the_ground_floor_is_the_method_and_no_file_imports_a_later_one():
+    assert {name for name in FILES if room(name) == "method"} == {*METHOD, "__init__"}
+    for number, name in enumerate(METHOD):
+        assert imports(name, TREES[name]) <= set(METHOD[:number])
+    rooms = {path.name for path in PACKAGE.iterdir() if path.is_dir()} - {"__pycache__"}
+    assert rooms == MAY_IMPORT.keys() - {"method"}
+
+
+def test_the_method_needs_nothing_but_torch():
+    for name in METHOD:
+        for node in ast.walk(TREES[name]):
+            if isinstance(node, ast.ImportFrom) and not node.level or isinstance(node, ast.Import):
+                names = [node.module] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
+                assert {n.split(".")[0] for n in names} <= {"torch", "copy", "dataclasses", "typing", "math"}, name
+
+
+def test_no_circle_of_imports():
+    """prepare() raises CycleError otherwise. Imports inside functions count too."""
+    TopologicalSorter({name: imports(name, tree) - {name} for name, tree in TREES.items()}).prepare()
+
+
+def test_matplotlib_is_imported_where_something_is_drawn():
+    """At the top of a file it would cost every --help and every training run a second."""
+    for name, tree in TREES.items():
+        tops = [node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))]
+        assert not any("matplotlib" in ast.unparse(node) for node in tops), name
+
+
+@pytest.mark.parametrize("source, expected", [
+    ("from . import vit", {"vit"}), ("from .vit import ViT", {"vit"}), ("import mpvg_minimal.vit", {"vit"}),
+    ("from mpvg_minimal.data import batches", {"data.batches"}), ("from mpvg_minimal import ViT", {"__init__"}),
+    ("def f():\n    from .data.batches import Batches", {"data.batches"}), ("from .adapt import NormWithPE",
+                                                                           {"adapt.__init__"}),
+    ("import torch\nfrom torch import nn", set())])
+def test_the_reader_of_imports_reads(source, expected):
+    assert imports("block", ast.parse(source)) == expected
