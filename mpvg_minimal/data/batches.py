@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from .sources import file_of
 from ..runtime.errors import LostLoader, UserError, reason
 from ..runtime.seeding import generator, seeded
+from .sources import file_of
 
 
 class Keyed(Dataset):

@@ -20,9 +20,9 @@ from torchvision.transforms.v2 import functional as F
 from tqdm import tqdm
 
 from ..runtime import distributed
+from ..runtime.errors import UserError, reason
 from .batches import Batches, Keyed
 from .sources import Source, shorter_side, take
-from ..runtime.errors import UserError, reason
 
 QUALITY = 95            # of the JPEGs; they are about half as large as ImageNet's
 TOGETHER = 64           # images between two steps of the progress bar

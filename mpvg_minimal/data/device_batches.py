@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional as F
 
-from .batches import Batches, check
-from .sources import Source
-from .device_augment import COLUMNS, augmented
 from ..runtime.seeding import generator
+from .batches import Batches, check
+from .device_augment import COLUMNS, augmented
+from .sources import Source
 
 CHUNK = 4096            # images augmented together: enough to fill a GPU
 
