@@ -103,8 +103,8 @@ if pe is not None:
 
 ```bash
 OMP_NUM_THREADS=1 python train_cifar.py --gap --mpvg --dataset shapes  # a comment
-torchrun --nproc-per-node 8 train_imagenet.py --gap && python -m mpvg_minimal.tools.plots runs/NAME
-pytest tests/test_block.py
+torchrun --nproc-per-node 8 train_imagenet.py --gap
+pytest tests/test_block.py && python -m mpvg_minimal.tools.plots runs/NAME
 ```
 
 ## Questions

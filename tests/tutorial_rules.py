@@ -281,7 +281,7 @@ def command(words: list[str]) -> list[str]:
 def help_of(target: str, is_module: bool) -> str:
     """What `python TARGET --help` prints. FileNotFoundError if there is no such script or module of the package."""
     path = ROOT / (target.replace(".", "/") + ".py" if is_module else target)
-    if not path.is_file():
+    if not path.is_file() and not (is_module and (path.with_suffix("") / "__main__.py").is_file()):
         raise FileNotFoundError(path)
     with patch.object(sys, "argv", [str(path), "--help"]), warnings.catch_warnings(action="ignore"), \
             redirect_stdout(io.StringIO()) as printed:
