@@ -25,9 +25,15 @@ TUTORIALS = [page_of(path) for path in sorted(FOLDER.glob("[0-9][0-9]_*.md"))]
 PAGES = TUTORIALS + [page_of(ROOT / name) for name in ("README.md", "tests/README.md", "tutorials/README.md")]
 
 
+NEW = ("opening", "tolerances", "verdicts", "folded_plumbing", "pasteable", "narrow", "short")
+REWRITTEN = "1"                                                 # numbers of the tutorials that keep the new rules too
+
+
 @pytest.mark.parametrize("page", TUTORIALS, ids=lambda page: page.path.stem)
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
 def test_every_tutorial_keeps_every_rule(rule, page):
+    if rule.__name__ in NEW and page.path.name[1] not in REWRITTEN:
+        pytest.skip("not yet rewritten")
     assert rule(page) == []
 
 
@@ -51,7 +57,9 @@ def test_every_figure_is_shown():
 
 GOOD = '''# 8. Good
 
-**You will know** something.
+**Which half?** It is 50 %<!-- = f"{half:.0%}".replace("%", " %") ± 1 --> of it.
+
+**You will learn** something.
 
 **Read first:** [block.py](../mpvg_minimal/block.py).
 
@@ -62,15 +70,29 @@ The paper says 72.14 and 3 %. <!-- published: Lee et al. 2025 -->
 
 ```python
 half = 0.5
-print(half)
+
+
+def twice(x):
+    return 2 * x
+
+print(half, half, twice(half) - 1)
 # writes tutorials/figures/mpvg.svg
 ```
 
 ```text
-0.5
+0.5 ≈ 0.4 ± 0.2 ≤ 1e-12
 ```
 
 ![scheme](figures/mpvg.svg)
+
+<details><summary>The code of this figure</summary>
+
+```python
+import matplotlib.pyplot as plt
+plt.close()
+```
+
+</details>
 
 From [`mpvg_minimal/block.py`](../mpvg_minimal/block.py), `Block.forward`:
 
@@ -80,9 +102,9 @@ if pe is not None:
 ```
 
 ```bash
-OMP_NUM_THREADS=1 python train_cifar.py --gap --mpvg --dataset shapes   # with a comment
-torchrun --nproc-per-node 8 train_imagenet.py --gap && python -m mpvg_minimal.tools.plots runs/NAME
-pytest tests/test_block.py
+OMP_NUM_THREADS=1 python train_cifar.py --gap --mpvg --dataset shapes  # a comment
+torchrun --nproc-per-node 8 train_imagenet.py --gap
+pytest tests/test_block.py && python -m mpvg_minimal.tools.plots runs/NAME
 ```
 
 ## Questions
@@ -115,8 +137,8 @@ Next: [Elsewhere](09_elsewhere.md)
 '''
 BAD = [
     ("languages", "```python", "```pycon", "language 'pycon'"),
-    ("languages", "```text\n0.5\n```", "```text\n0.5", "not closed"),
-    ("languages", "```text\n0.5\n```", "  ```text\n  0.5\n  ```", "indented"),
+    ("languages", "1e-12\n```", "1e-12", "not closed"),
+    ("languages", "```text\n0.5 ≈ 0.4 ± 0.2 ≤ 1e-12\n```", "  ```text\n  0.5\n  ```", "indented"),
     ("shown_output", "```text", "Words.\n\n```text", "no python fence directly before"),
     ("sourced_numbers", '0.5<!-- = f"{half:.1f}" -->', "0.5", "'0.5' has no comment"),
     ("sourced_numbers", '0.5<!-- = f"{half:.1f}" -->', '0.5 <!-- = f"{half:.1f}" -->', "'0.5' has no comment"),
@@ -142,13 +164,24 @@ BAD = [
     ("commands", "tests/test_block.py", "tests/test_blocks.py", "tests/test_blocks.py does not exist"),
     ("written_figures", "figures/mpvg.svg)", "figures/other.png)", "no python fence here writes"),
     ("opening", "# 8.", "# 7.", "no line # 8. TITLE"),
-    ("opening", "**You will know**", "You will know", "**You will know**"),
+    ("opening", "**Which half?**", "**Half.**", "**QUESTION?**"),
+    ("opening", ' It is 50 %<!-- = f"{half:.0%}".replace("%", " %") ± 1 --> of it.', "", "no picture and no number"),
+    ("opening", "**You will learn**", "You will learn", "**You will learn**"),
     ("opening", "**Read first:**", "**Read:**", "**Read first:**"),
     ("opening", "5 minutes", "some minutes", "**Time on a laptop:**"),
     ("ending", "## Questions", "## Question", "no section ## Questions"),
     ("ending", "2. Why?", "Why?", "numbered [1, 3]"),
     ("ending", "So.\n\n</details>\n\nNext", "\n\n</details>\n\nNext", "2 answers"),
     ("ending", "(09_elsewhere.md)", "(07_training.md)", "the last line is"),
+    ("tolerances", "0.4 ± 0.2", "0.4 ± 0.3", "± 0.3 is more than half of 0.4"),
+    ("tolerances", "± 1 -->", "± 26 -->", "± 26 is more than half of 50"),
+    ("tolerances", "≤ 1e-12", "≤ 0.1", "≤ 0.1 is no rounding error"),
+    ("verdicts", "```text\n", "```text\nabove 90 %: True\n", "'above 90 %: True'"),
+    ("folded_plumbing", "<details><summary>The code of this figure</summary>", "", "draws a figure in the open"),
+    ("pasteable", "    return 2 * x\n\n", "    return 2 * x\n", "pasted into a REPL"),
+    ("pasteable", "    return 2 * x", "    x *= 2\n\n    return x", "pasted into a REPL"),
+    ("narrow", "half = 0.5\n", "half = 0.5" + 90 * " " + "#\n", "101 characters, at most 95"),
+    ("short", "So.", 1700 * "So. ", "words, at most 1700"),
     ("links", "[block.py](../mpvg_minimal/block.py)", "[block.py](../mpvg_minimal/blocks.py)", "does not exist"),
     ("links", "(figures/mpvg.svg", "(figures/mvpg.svg", "does not exist"),
     ("links", "![scheme]", "![]", "without a description"),
@@ -205,6 +238,16 @@ def test_large_figures_and_orphans_are_found(tmp_path):
     ("0.50 0.50", "0.50", False),
     ("a\nb", "a\nb\nc", False),
     ("", "x", False),
+    ("a ≈ 0.97 ± 0.03 b", "a 0.941 b", True),
+    ("a ≈ 0.97 ± 0.03 b", "a   1.0 b", True),
+    ("a ≈ 0.97 ± 0.03 b", "a 0.939 b", False),
+    ("a ≈ 0.97 ± 0.03 b", "a 0.97", False),
+    ("≈ 97 ± 3 %", "99.6 %", True),
+    ("≈ 97 ± 3 %", "99.6", False),
+    ("≈ -0.5 ± 0.2", "0.5", False),
+    ("44.15 ± 0.25", "44.15 ± 0.20", False),
+    ("≤ 1e-12", "-3.1e-13", True),
+    ("≤ 1e-12", "3.1e-12", False),
 ])
 def test_what_counts_as_the_same_output(shown, printed, same):
     assert (differs(shown, printed) is None) == same
@@ -228,6 +271,13 @@ def test_fences_share_a_namespace_and_values_are_taken_at_their_place():
     assert execute(text)["x"] == 2.5
 
 
+def test_the_numbers_of_the_opening_are_taken_at_the_end():
+    page = "2.5<!-- = x -->\n\n## Part\n\n```python\nx = 1.5\n```\n\n1.5<!-- = x -->\n\n```python\nx = {}\n```\n"
+    execute(page.format(2.5))
+    with pytest.raises(SybilFailure, match="shown:\n2.5\ngot:\n3.5"):
+        execute(page.format(3.5))
+
+
 @pytest.mark.parametrize("text, error", [
     ("```python\nprint(1)\n```\n", "printed, but no text fence shows it:\n1"),
     ("```python\nprint(1)\n```\n\n```text\n2\n```\n", "shown:\n2\ngot:\n1"),
@@ -238,6 +288,10 @@ def test_fences_share_a_namespace_and_values_are_taken_at_their_place():
     ("-2.5<!-- = 2.5 -->", "more before it: '-2.5'"),
     ("1,002<!-- = '002' -->", "more before it: '1,002'"),
     ("3 %<!-- = '4 %' -->", "shown:\n3 %\ngot:\n4 %"),
+    ("3 %<!-- = '5.5 %' ± 2 -->", "shown:\n≈ 3 ± 2 %\ngot:\n5.5 %"),
+    ("13 %<!-- = '4.0 %' ± 2 -->", "shown:\n≈ 13 ± 2 %\ngot:\n4.0 %"),
+    ("-3 %<!-- = '4 %' ± 2 -->", "shown:\n≈ -3 ± 2 %\ngot:\n4 %"),
+    ("3<!-- = '4 %' ± 2 -->", "shown:\n3\ngot:\n4 %"),
 ])
 def test_a_false_page_fails(text, error):
     with pytest.raises(SybilFailure) as failure:

@@ -4,6 +4,7 @@ A rule takes a `Page` and returns complaints, one line each; none: the page keep
 what they ask for, tests/test_tutorials.py applies them and shows that each of them can complain.
 """
 import ast
+import codeop
 import io
 import re
 import runpy
@@ -21,14 +22,18 @@ from unittest.mock import patch
 ROOT = Path(__file__).parents[1]
 FENCE = re.compile(r"^```([^\n`]*)\n(.*?)^```[ \t]*$", re.MULTILINE | re.DOTALL)
 COMMENT = re.compile(r"<!--(.*?)-->", re.DOTALL)
-VALUE = re.compile(r"<!-- = ([^\n]+?) -->")
+VALUE = re.compile(r"<!-- = ([^\n]+?)(?: ± (\d+(?:\.\d+)?))? -->")
 PUBLISHED = re.compile(r"<!-- published: \S[^\n]* -->")
 NUMBER = re.compile(r"\d+(?:[.,]\d+)*(?: ?%)?")
-DECIMAL = re.compile(r"[-+]?\d+\.\d+")
+DECIMAL = r"[-+]?\d+\.\d+"
+FLOAT = r"[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?"
+SHOWN_NUMBER = re.compile(rf"( *)≈ ({FLOAT}) ± ({FLOAT})( *)|( *)≤ ({FLOAT})( *)|({DECIMAL})")
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
 QUOTE_LABEL = re.compile(r"^From \[`([\w/.]+)`\]\(\.\./([\w/.]+)\), `([\w.]+)`:$")
 LANGUAGES = ("python", "text", "py", "bash")
 QUOTED_LINES = 15
+CODE_WIDTH = 95             # more than that scrolls sideways on a code host
+WORDS = 1700
 FIGURE_BYTES = 80_000
 
 
@@ -45,15 +50,20 @@ class Value(NamedTuple):
 
     before: str             # the line up to the comment
     expression: str
+    tolerance: str | None   # of the number in it, as in <!-- = EXPRESSION ± 2 -->
     start: int
     end: int
 
     def differs(self, value: str) -> str | None:
         """The text before the comment must end in the value, as a whole: 0.5 is not the 2.5 of 12.5."""
-        shown = self.before[-len(value):]
-        rest = self.before[:-len(value)]
+        number = re.search(rf"({FLOAT})(\D*)$", value) if self.tolerance else None
+        stated = number and re.search(rf"{FLOAT}{re.escape(number[2])}$", self.before)
+        length = len(stated[0]) if stated else len(value)
+        shown, rest = self.before[-length:], self.before[:-length]
         if re.search(r"[\w.\-−]$|\d,$", rest):
-            return f"the comment gives {value!r}, but the prose has more before it: {self.before[-len(value) - 12:]!r}"
+            return f"the comment gives {value!r}, but the prose has more before it: {self.before[-length - 12:]!r}"
+        if stated:
+            shown = re.sub(FLOAT, lambda digits: f"≈ {digits[0]} ± {self.tolerance}", shown, count=1)
         return differs(shown, value)
 
 
@@ -86,18 +96,40 @@ def values(text: str) -> Iterator[Value]:
     for comment in VALUE.finditer(text):
         if not any(start <= comment.start() < end for start, end in inside):
             before = text[text.rfind("\n", 0, comment.start()) + 1:comment.start()]
-            yield Value(before, comment[1], comment.start(), comment.end())
+            yield Value(before, comment[1], comment[2], comment.start(), comment.end())
+
+
+def head_end(text: str) -> int:
+    """Where the opening of a page ends: at its first section. 0 if it has none."""
+    return max(text.find("\n## "), 0)
 
 
 def differs(shown: str, printed: str) -> str | None:
-    """None if the two are the same: words and integers exactly, decimals to one unit in the last digit shown."""
+    """None if the two are the same: words and integers exactly, decimals to one unit in the last digit shown.
+
+    Where "≈ 0.97 ± 0.03" is shown, any number from 0.94 to 1.00 may be printed; where "≤ 1e-12" is shown, any whose
+    absolute value is at most that. Spaces beside those two count as one.
+    """
     shown, printed = (re.sub(r"[ \t]+$", "", text.strip("\n"), flags=re.MULTILINE) for text in (shown, printed))
-    same = DECIMAL.sub("#", shown) == DECIMAL.sub("#", printed)
-    for a, b in zip(DECIMAL.findall(shown), DECIMAL.findall(printed)):
-        places = len(a.split(".")[1])
-        unit = 10.0 ** -places
-        same = same and places == len(b.split(".")[1]) and abs(float(a) - float(b)) < 1.5 * unit
+    pattern, end = "", 0
+    for number in SHOWN_NUMBER.finditer(shown):
+        before, after = number[1] or number[5], number[4] or number[7]
+        tolerant = (" +" if before else "") + f"({FLOAT})" + (" +" if after else "")
+        pattern += re.escape(shown[end:number.start()]) + (f"({DECIMAL})" if number[8] else tolerant)
+        end = number.end()
+    found = re.fullmatch(pattern + re.escape(shown[end:]), printed)
+    same = found and all(map(within, SHOWN_NUMBER.finditer(shown), found.groups()))
     return None if same else f"shown:\n{shown}\ngot:\n{printed}"
+
+
+def within(shown: re.Match, printed: str) -> bool:
+    """shown: a match of SHOWN_NUMBER."""
+    if shown[2]:
+        return abs(float(printed) - float(shown[2])) <= float(shown[3]) + 1e-9
+    if shown[6]:
+        return abs(float(printed)) <= float(shown[6])
+    places = len(shown[8].split(".")[1])
+    return places == len(printed.split(".")[1]) and abs(float(printed) - float(shown[8])) < 1.5 * 10.0 ** -places
 
 
 def languages(page: Page) -> list[str]:
@@ -249,7 +281,7 @@ def command(words: list[str]) -> list[str]:
 def help_of(target: str, is_module: bool) -> str:
     """What `python TARGET --help` prints. FileNotFoundError if there is no such script or module of the package."""
     path = ROOT / (target.replace(".", "/") + ".py" if is_module else target)
-    if not path.is_file():
+    if not path.is_file() and not (is_module and (path.with_suffix("") / "__main__.py").is_file()):
         raise FileNotFoundError(path)
     with patch.object(sys, "argv", [str(path), "--help"]), warnings.catch_warnings(action="ignore"), \
             redirect_stdout(io.StringIO()) as printed:
@@ -301,15 +333,78 @@ def written_figures(page: Page) -> list[str]:
 
 
 def opening(page: Page) -> list[str]:
-    """Title with the tutorial's number; what you will know, what to read first, minutes on a laptop."""
+    """Title with the tutorial's number; one question, with a picture or a number that has a source, before anything
+    else; then what you will learn, what to read first, minutes on a laptop."""
     number = int(page.path.name[:2])
-    head = page.prose.split("\n## ")[0]
+    head = page.prose[:head_end(page.prose)]
     expected = {f"# {number}. TITLE": rf"\A# {number}\. \S",
-                "**You will know** ...": r"^\*\*You will know\*\* \S",
+                "**QUESTION?** below the title": r"\A# .+\n\n\*\*[^*]+\?\*\*(\s|$)",
+                "**You will learn** ...": r"^\*\*You will learn\*\* \S",
                 "**Read first:** ...": r"^\*\*Read first:\*\* \S",
                 "**Time on a laptop:** N minutes ...": r"^\*\*Time on a laptop:\*\* \d+ minutes"}
-    return [f"the opening has no line {words}" for words, pattern in expected.items()
-            if not re.search(pattern, head, re.MULTILINE)]
+    wrong = [f"the opening has no line {words}" for words, pattern in expected.items()
+             if not re.search(pattern, head, re.MULTILINE)]
+    before = head.partition("**You will learn**")[0]
+    if not (VALUE.search(before) or PUBLISHED.search(before) or re.search(r"!\[", before)):
+        wrong.append("the opening has no picture and no number with a source before **You will learn**")
+    return wrong
+
+
+def tolerances(page: Page) -> list[str]:
+    """A tolerance must leave something to check: at most half of its number; "≤" is for rounding errors alone."""
+    stated = [(fence.line, m[2], m[3], m[6]) for fence in fences(page.text) if fence.language == "text"
+              for m in SHOWN_NUMBER.finditer(fence.source)]
+    for value in values(page.text):
+        number = re.search(rf"({FLOAT})\D*$", value.before)
+        stated.append((page.text.count("\n", 0, value.start) + 1, number and number[1], value.tolerance, None))
+    wrong = [f"line {line}: ± {allowed} is more than half of {number}" for line, number, allowed, _ in stated
+             if number and allowed and float(allowed) > abs(float(number)) / 2]
+    return wrong + [f"line {line}: ≤ {bound} is no rounding error" for line, *_, bound in stated
+                    if bound and float(bound) > 1e-3]
+
+
+def verdicts(page: Page) -> list[str]:
+    """What is measured is printed as a number. "above 90 %: True" hides it; what must hold exactly is an assert."""
+    return [f"line {fence.line}: prints {found[0].strip()!r}: print the number, or assert"
+            for fence in fences(page.text) if fence.language == "text"
+            for found in re.finditer(r"^.*: +(True|False)\b", fence.source, re.MULTILINE)]
+
+
+def folded_plumbing(page: Page) -> list[str]:
+    """Code that draws a figure is folded away: it teaches nothing of the method."""
+    return [f"line {fence.line}: draws a figure in the open: put it into <details>" for fence, _ in
+            python_fences(page.text) if "plt." in fence.source
+            and page.text.count("<details>", 0, fence.start) == page.text.count("</details>", 0, fence.start)]
+
+
+def pasteable(page: Page) -> list[str]:
+    """Every python fence can be pasted into the plain REPL of Python 3.11: there a blank line ends a function, and only
+    a blank line does."""
+    wrong = []
+    for fence, _ in python_fences(page.text):
+        typed = []
+        for number, line in enumerate(fence.source.split("\n"), start=fence.line + 1):     # the last line is empty
+            typed.append(line)
+            try:
+                if codeop.compile_command("\n".join(typed), symbol="single") is not None:
+                    typed = []
+            except SyntaxError as error:
+                wrong.append(f"line {number}: pasted into a REPL: {error.msg}")
+                break
+    return wrong
+
+
+def narrow(page: Page) -> list[str]:
+    """No line of code or output is wider than a code host shows; quoted source is as wide as it is."""
+    return [f"line {fence.line + number}: {len(line)} characters, at most {CODE_WIDTH}"
+            for fence in fences(page.text) if fence.language != "py"
+            for number, line in enumerate(fence.source.split("\n"), start=1) if len(line) > CODE_WIDTH]
+
+
+def short(page: Page) -> list[str]:
+    """A page is read in one sitting."""
+    words = len(page.text.split())
+    return [f"{words} words, at most {WORDS}"] if words > WORDS else []
 
 
 def ending(page: Page, last: int = 9) -> list[str]:
@@ -336,7 +431,7 @@ def ending(page: Page, last: int = 9) -> list[str]:
 
 RULES: tuple[Callable[[Page], list[str]], ...] = (
     languages, shown_output, sourced_numbers, comments, quotes, nothing_redefined, commands, written_figures, opening,
-    ending)
+    ending, tolerances, verdicts, folded_plumbing, pasteable, narrow, short)
 
 
 def orphans(pages: list[Page], figures: list[Path]) -> list[str]:

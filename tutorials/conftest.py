@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 os.environ.setdefault("MPLBACKEND", "Agg")                      # figures are files, no windows
 
-from tutorial_rules import differs, python_fences, values  # noqa: E402
+from tutorial_rules import differs, head_end, python_fences, values  # noqa: E402
 
 collect_ignore = ["assignments"]                                # students' and instructors' own: run by their path
 
@@ -30,8 +30,10 @@ def find_fences(document: Document):
 
 
 def find_values(document: Document):
-    for value in values(document.text):
-        yield Region(value.start, value.end, value, check_value)
+    end = len(document.text)
+    for value in values(document.text):                         # those of the opening are known at the end only
+        yield Region(*((value.start, value.end) if value.start > head_end(document.text) else (end, end)), value,
+                     check_value)
 
 
 def run_fence(example: Example) -> str | None:
