@@ -9,13 +9,13 @@ import ast
 import re
 import shutil
 import sys
-from html import escape
 from pathlib import Path
 from posixpath import dirname, join, normpath, relpath
-from string import Template
 
 try:
+    from jinja2 import Environment, FileSystemLoader
     from markdown_it import MarkdownIt
+    from markupsafe import Markup
     from mdit_py_plugins.anchors import anchors_plugin
     from pygments import highlight
     from pygments.formatters import HtmlFormatter
@@ -29,11 +29,15 @@ METHOD = [f"mpvg_minimal/{name}.py" for name in ("patch_embed", "layerwise_pe", 
 ADDRESS = {"tutorials/README.md": "index.html"}                             # of the other pages: .html for .md and .py
 PROSE = MarkdownIt("commonmark").enable("table").use(anchors_plugin, max_level=6, slug_func=lambda heading: re.sub(
     r"[^\w\- ]", "", heading.lower().strip()).replace(" ", "-"))            # a heading's anchor, as code hosts make it
+STYLES = {"light": "friendly", "dark": "github-dark"}                       # Pygments'
 DOCSTRING = MarkdownIt("commonmark", {"html": False}).disable("emphasis")   # p_l and 3 * N are no emphasis
+DOCSTRING_RULES = [                                                         # a file, an argument, a new paragraph
+    (r"^ .*|(?<![`\w/])(\w+\.py)\b", lambda found: f"`{found[1]}`" if found[1] else found[0]),
+    (r"^([a-z_]+): ", r"\n- `\1`: "), (r"(^|(?<=\. ))(?=(Sources?|Shapes): |ValueError)", r"\n\n")]
 
 
-def color(code: str, language: str) -> str:
-    return highlight(code, get_lexer_by_name(language or "text", stripnl=False), HtmlFormatter(nowrap=True))
+def color(code: str, language: str) -> Markup:
+    return Markup(highlight(code, get_lexer_by_name(language or "text", stripnl=False), HtmlFormatter(nowrap=True)))
 
 
 def symbols(body: list[ast.stmt], owner: str = ""):
@@ -54,17 +58,11 @@ class Source:
 
     def __init__(self, path: str):
         text = (ROOT / path).read_text().rstrip("\n")
-        self.tree, self.lines = ast.parse(text), color(text, "python").split("\n")
-        self.symbols = {name: (node, min(n.lineno for n in [node, *getattr(node, "decorator_list", [])]), node.end_lineno)
-                        for name, node in reversed([*symbols(self.tree.body)])}
-
-    def html(self, prefix: str, first: int, last: int, doc: range = range(0)) -> str:
-        """The lines in color, each symbol with the anchor prefix + name; the lines in `doc` are a docstring."""
-        anchors = {n: "".join(f'<a id="{prefix}{name}" data-last="{end}"></a>' for name, (_, start, end)
-                              in self.symbols.items() if start == n) for n in range(first, last + 1)}
-        return '<pre class="code" tabindex="0">' + "".join(
-            f'<span class="line{" doc" * (n in doc)}" data-n="{n}">{anchor}{self.lines[n - 1]}\n</span>'
-            for n, anchor in anchors.items()) + "</pre>"
+        self.tree = ast.parse(text)
+        self.symbols = {name: (node, min(part.lineno for part in [node, *getattr(node, "decorator_list", [])]),
+                               node.end_lineno) for name, node in reversed([*symbols(self.tree.body)])}
+        self.lines = [(n, line, [(name, last) for name, (_, first, last) in self.symbols.items() if first == n])
+                      for n, line in enumerate(color(text, "python").split("\n"), start=1)]
 
 
 class Site:
@@ -78,19 +76,19 @@ class Site:
 
     def build(self) -> None:
         shutil.rmtree(self.out, ignore_errors=True)
-        template = Template((ROOT / "tutorials/site_template.html").read_text())
-        light, dark = (HtmlFormatter(style=name).get_style_defs(".code") for name in ("friendly", "github-dark"))
-        shown = dict.fromkeys(ADDRESS, "MPVG") | {p: Path(p).name for p in METHOD} | {p: p[11] for p in self.tutorials}
+        loader = FileSystemLoader(ROOT / "tutorials")
+        template = Environment(loader=loader, autoescape=True).get_template("site_template.html")
+        styles = {name: HtmlFormatter(style=style).get_style_defs(".code") for name, style in STYLES.items()}
+        names = dict.fromkeys(ADDRESS, "MPVG") | {p: Path(p).name for p in METHOD} | {p: p[11] for p in self.tutorials}
         for page in self.pages:                                 # the list grows by what the pages link to
             target = self.out / self.href(page, "")
             target.parent.mkdir(parents=True, exist_ok=True)
-            if target.suffix != ".html":
+            if target.suffix == ".html":
+                parts = self.code_page(page) if page.endswith(".py") else self.markdown_page(page)
+                nav = [(self.href(path, page), name, path == page) for path, name in names.items()]
+                target.write_text(template.render(title=page, nav=nav, **parts, **styles))
+            else:
                 shutil.copy(ROOT / page, target)
-                continue
-            body = self.code_page(page) if page.endswith(".py") else self.markdown_page(page)
-            nav = " ".join(f'<a href="{self.href(p, page)}"{" aria-current=page" * (p == page)}>{name}</a>'
-                           for p, name in shown.items())
-            target.write_text(template.substitute(title=page, nav=nav, body=body, light=light, dark=dark))
 
     def href(self, path: str, page: str) -> str:
         """The address of a file of the repository as seen from a page; the file becomes a page too, or is copied."""
@@ -114,90 +112,82 @@ class Site:
         found = files or near or whole or part
         return ":".join(found[0]) if len(found) == 1 and name.split(".")[0] not in own else None
 
-    def markdown_page(self, page: str) -> str:
-        """A tutorial gets a pane with the files that it links to, imports or names; these links lead there."""
-        text, heading, tutorial = (ROOT / page).read_text(), None, page in self.tutorials
+    def link(self, tokens: list, page: str, reads=(), own=()) -> list[str]:
+        """Lead links to pages, in tutorials to the pane beside them; make links of code that names places: these."""
+        places, inside = [], 0
+        for token, after in zip(tokens, [*tokens[1:], None]):
+            key, place = {"link_open": "href", "image": "src"}.get(token.type), None
+            inside += token.nesting if token.type.startswith("link") else 0
+            if key and not re.match("[a-z]+:|#", token.attrs[key]):
+                file, mark, heading = token.attrs[key].partition("#")
+                path = normpath(join(dirname(page), file))
+                if path in self.sources:
+                    symbol = self.find(after.content, [path]) or ""
+                    place = symbol if symbol.startswith(f"{path}:") else path
+                token.attrs[key] = self.lead(place, page) if place else self.href(path, page) + mark + heading
+            elif token.type == "code_inline" and reads and not inside:
+                place = self.find(token.content, reads, own)
+                if place:
+                    code = Markup('<a href="{}"><code>{}</code></a>').format(self.lead(place, page), token.content)
+                    token.type, token.content = "html_inline", code
+            places += [place] if place else []
+        return places
+
+    def lead(self, place: str, page: str) -> str:
+        path, _, symbol = place.partition(":")
+        return f"#{place}" if page in self.tutorials else f"{self.href(path, page)}#{symbol}".rstrip("#")
+
+    def markdown_page(self, page: str) -> dict:
+        """A Markdown file. A tutorial has `files` beside it, those that it links to, imports or names."""
+        text, heading, reads, names, own = (ROOT / page).read_text(), None, {}, {}, set()
         if page in ADDRESS:
             title, opening, rest = text.split("\n\n", 2)
-            method = "\n".join(f"1. [`{Path(p).name}`](../{p}): {ast.get_docstring(self.sources[p].tree).splitlines()[0]}"
-                               for p in METHOD)
-            text = f"{title}\n\n{opening}\n\nThe method, each file beside its prose:\n\n{method}\n\n{rest}"
-        tokens, names, own = PROSE.parse(text), {}, set()
-        reads = {p: None for p in re.findall(r"\]\(\.\./(\S+\.py)\)", text) if tutorial and p in self.sources}
-        code = "".join(token.content for token in tokens if token.info == "python") if tutorial else ""
-        for node in ast.walk(ast.parse(code)):
-            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-                own.add(node.id)
-            if isinstance(node, ast.ImportFrom) and node.module.startswith("mpvg_minimal"):
-                base = node.module.replace(".", "/")
-                names |= {alias.name: self.find(alias.name, [f"{base}.py"]) or self.find(f"{base}/{alias.name}.py", [])
-                          for alias in node.names}
-        reads |= {place.split(":")[0]: None for place in names.values() if place}
+            first = {path: ast.get_docstring(self.sources[path].tree).splitlines()[0] for path in METHOD}
+            method = "\n".join(f"1. [`{Path(path).name}`](../{path}): {line}" for path, line in first.items())
+            text = "\n\n".join([title, opening, "The method, each file beside its prose:", method, rest])
+        tokens = PROSE.parse(text)
+        if page in self.tutorials:
+            reads = {path: None for path in re.findall(r"\]\(\.\./(\S+\.py)\)", text) if path in self.sources}
+            for node in ast.walk(ast.parse("".join(token.content for token in tokens if token.info == "python"))):
+                if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                    own.add(node.id)
+                elif isinstance(node, ast.ImportFrom) and node.module.startswith("mpvg_minimal"):
+                    base = node.module.replace(".", "/")
+                    for name in (alias.name for alias in node.names):
+                        names[name] = self.find(name, [f"{base}.py"]) or self.find(f"{base}/{name}.py", [])
+            reads |= {place.split(":")[0]: None for place in names.values() if place}
         for token, after in zip(tokens, [*tokens[1:], None]):
             if token.type == "heading_open":
-                heading = token.attrs["id"], after.content
+                heading = token.attrs["id"], after.content.lstrip("0123456789. ")
             elif token.type == "fence":
                 code = re.sub(r'(?<!<span class="o">\.</span>)<span class="n">(\w+)</span>', lambda found: (
                     f'<a href="#{names[found[1]]}">{found[0]}</a>' if names.get(found[1]) else found[0]),
                     color(token.content, token.info))
                 token.type, token.content = "html_block", f'<pre class="code {token.info}" tabindex="0">{code}</pre>'
-            for place in self.link(token.children or [], page, reads if tutorial else None, own - {*names}):
-                reads[place.split(":")[0]] = None
+            places = self.link(token.children or [], page, reads, own - {*names})
+            for place in places if page in self.tutorials else ():
+                reads.setdefault(place.split(":")[0])
                 self.mentions.setdefault(place, {})[page, *heading] = None
-        return f"<article>{PROSE.renderer.render(tokens, PROSE.options, {})}</article>" + self.pane(reads, page)
+        return dict(prose=Markup(PROSE.renderer.render(tokens, PROSE.options, {})),
+                    files=[(path, Path(path).name, self.href(path, page), self.sources[path].lines) for path in reads])
 
-    def link(self, tokens: list, page: str, reads: dict | None, own: set[str]) -> list[str]:
-        """Make the links of a line of Markdown lead to pages or, if the page `reads` files, into its pane: the places named.
-
-        Inline code that names a symbol or a file becomes a link, too.
-        """
-        named = []
-        for before, token, after in zip([None, *tokens], tokens, [*tokens[1:], None]):
-            place, linked = None, before is not None and before.type == "link_open"
-            for key in {"href", "src"} & {*token.attrs}:
-                file, mark, heading = token.attrs[key].partition("#")
-                path = normpath(join(dirname(page), file))
-                if path in (reads or ()):
-                    inside = self.find(after.content, [path]) or ""
-                    place = inside if inside.startswith(f"{path}:") else path
-                    token.attrs[key] = f"#{place}"
-                elif file and not re.match("[a-z]+:", file):
-                    token.attrs[key] = self.href(path, page) + mark + heading
-            if token.type == "code_inline" and not linked and reads is not None:
-                place = self.find(token.content, reads, own)
-                if place:
-                    token.type, token.content = "html_inline", f'<a href="#{place}"><code>{escape(token.content)}</code></a>'
-            named += [place] if place else []
-        return named
-
-    def pane(self, reads: dict[str, None], page: str) -> str:
-        tabs = " ".join(f'<a href="#{path}">{Path(path).name}</a>' for path in reads)
-        files = "".join(f'<section id="{p}"><h2><a href="#{p}">{p}</a> <a href="{self.href(p, page)}">with its prose</a></h2>'
-                        f'{self.sources[p].html(f"{p}:", 1, len(self.sources[p].lines))}</section>' for p in reads)
-        return reads and (f'<details class="pane" open><summary>Code: <span></span></summary><div><nav aria-label="Files">{tabs}'
-                f'<label><input type="checkbox" checked> follow the text</label></nav>{files}</div></details>') or ""
-
-    def code_page(self, page: str) -> str:
-        """A whole file in parts, each beside its docstring and the sections of the tutorials that name it."""
-        source, rows = self.sources.get(page) or Source(page), ""
+    def code_page(self, page: str) -> dict:
+        """A whole file in `rows`: a part, its docstring and the tutorials' sections that name it."""
+        source, rows = self.sources.get(page) or Source(page), []
         parts = [(name, node, first) for name, (node, first, _) in source.symbols.items() if hasattr(node, "body")]
         parts = [("", source.tree, 1), *sorted(parts, key=lambda part: part[2]), ("", None, len(source.lines) + 1)]
         for (name, node, first), (_, _, following) in zip(parts, parts[1:]):
-            doc, text = node.body[0], ast.get_docstring(node) or ""
-            lines = [line if line.startswith(" ") else re.sub(r"(?<![`\w/])(\w+\.py)\b", r"`\1`", line)
-                     for line in re.sub(r"(?m)^([a-z_]+): ", r"\n- `\1`: ", text).split("\n")]
-            tokens = DOCSTRING.parse(re.sub(r"(^|(?<=\. ))(?=(Sources?|Shapes): |ValueError)", "\n\n", "\n".join(lines), flags=re.M))
-            for token in (child for token in tokens for child in token.children or () if child.type == "code_inline"):
-                path, _, symbol = (self.find(token.content, [page]) or "").partition(":")
-                if path and (path, symbol) != (page, name):
-                    token.type, token.content = "html_inline", (
-                        f'<a href="{self.href(path, page)}{"#" * bool(symbol)}{symbol}"><code>{escape(token.content)}</code></a>')
-            seen = "".join(f'<br><a href="{self.href(tutorial, page)}#{anchor}">{tutorial[11]}: {escape(heading.lstrip("0123456789. "))}</a>'
-                           for tutorial, anchor, heading in self.mentions.get(f"{page}:{name}".strip(":"), ()))
-            rows += (f'<div class="row"><div><h2>{name or page}</h2>{DOCSTRING.renderer.render(tokens, DOCSTRING.options, {})}'
-                     + f'<p class="seen">In the tutorials: {seen}</p>' * bool(seen) + "</div>"
-                     + source.html("", first, following - 1, range(doc.lineno, doc.end_lineno + 1) if text else range(0)) + "</div>")
-        return rows
+            text, doc = ast.get_docstring(node) or "", node.body[0]
+            for pattern, markdown in DOCSTRING_RULES:
+                text = re.sub(pattern, markdown, text, flags=re.MULTILINE)
+            tokens = DOCSTRING.parse(text)
+            for token in tokens:
+                self.link(token.children or [], page, [page])
+            seen = [(f"{self.href(tutorial, page)}#{anchor}", f"{tutorial[11]}: {heading}")
+                    for tutorial, anchor, heading in self.mentions.get(f"{page}:{name}".strip(":"), ())]
+            rows.append((name or page, Markup(DOCSTRING.renderer.render(tokens, DOCSTRING.options, {})), seen,
+                         source.lines[first - 1:following - 1], range(doc.lineno, doc.end_lineno + 1) if text else ()))
+        return dict(rows=rows)
 
 
 if __name__ == "__main__":
