@@ -62,7 +62,7 @@ class Source:
         self.symbols = {name: (node, min(part.lineno for part in [node, *getattr(node, "decorator_list", [])]),
                                node.end_lineno) for name, node in reversed([*symbols(self.tree.body)])}
         self.lines = [(n, line, [(name, last) for name, (_, first, last) in self.symbols.items() if first == n])
-                      for n, line in enumerate(color(text, "python").split("\n"), start=1)]
+                      for n, line in enumerate(color(text, "python").splitlines(), start=1)]
 
 
 class Site:
