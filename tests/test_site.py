@@ -73,9 +73,11 @@ def named(text):
     its own."""
     blocks = [body for language, body in FENCE.findall(text) if language == "python"]
     prose = FENCE.sub("", re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL))
-    own = set(re.findall(r"^ *(?:for )?(\w+)(?:, \w+)*(?: =| in )", "\n".join(blocks), re.MULTILINE))
     names = [(symbol, file) for file, symbol in LABEL.findall(prose)]
+    own = set()
     for node in ast.walk(ast.parse("\n".join(blocks))):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            own.add(node.id)
         if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "mpvg_minimal":
             folder = ROOT / node.module.replace(".", "/")
             names += [(alias.name, None) for alias in node.names
@@ -83,7 +85,7 @@ def named(text):
     known = package()
     for code in re.findall(r"`([^`\n]+)`", prose):
         name = code.split("(")[0]
-        if name.split(".")[0] in known and name.split(".")[0] not in own:
+        if len(known.get(name.split(".")[0], ())) == 1 and name.split(".")[0] not in own:
             names.append((name, None))
     return list(dict.fromkeys(names))
 
@@ -269,7 +271,7 @@ SHOWN = """() => {
 
 def shown(tab):
     """(file in the pane, its marked lines, whether the first of them is in view)."""
-    tab.wait_for_timeout(60)                        # scroll events come with the next frame
+    tab.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")   # scrolled, loaded
     return tab.evaluate(SHOWN)
 
 
@@ -344,7 +346,7 @@ def test_tabs_answers_and_width(visit, name, width):
         tab.click(".pane summary")
     tabs = tab.locator(".pane nav a")
     tabs.last.press("Enter")
-    assert shown(tab)[0] == tabs.last.get_attribute("href")[1:] and tabs.last.get_attribute("aria-current") is not None
+    assert shown(tab)[0] == tabs.last.get_attribute("href")[1:] and tabs.last.get_attribute("aria-current") == "true"
     assert tab.evaluate("document.documentElement.scrollWidth") <= WIDTHS[width][0], "the page scrolls sideways"
 
 

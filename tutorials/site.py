@@ -106,10 +106,9 @@ class Site:
         name = name.split("(")[0]
         places = [(path, symbol) for path, source in self.sources.items() for symbol in source.symbols]
         whole = [place for place in places if name in (place[1], f"{Path(place[0]).stem}.{place[1]}")]
-        near = [place for place in whole if place[0] in reads]
         part = [place for place in places if place[0] in reads and place[1].endswith(f".{name}")]
         files = [(path,) for path in self.sources if name.endswith(".py") and f"/{path}".endswith(f"/{name}")]
-        found = files or near or whole or part
+        found = [place for place in files or whole if place[0] in reads] or files or whole or part
         return ":".join(found[0]) if len(found) == 1 and name.split(".")[0] not in own else None
 
     def link(self, tokens: list, page: str, reads=(), own=()) -> list[str]:
@@ -153,8 +152,9 @@ class Site:
                     own.add(node.id)
                 elif isinstance(node, ast.ImportFrom) and node.module.startswith("mpvg_minimal"):
                     base = node.module.replace(".", "/")
-                    for name in (alias.name for alias in node.names):
-                        names[name] = self.find(name, [f"{base}.py"]) or self.find(f"{base}/{name}.py", [])
+                    for alias in node.names:
+                        names[alias.asname or alias.name] = (self.find(f"{base}/{alias.name}.py", [])
+                                                             or self.find(alias.name, [f"{base}.py"]))
             reads |= {place.split(":")[0]: None for place in names.values() if place}
         for token, after in zip(tokens, [*tokens[1:], None]):
             if token.type == "heading_open":
@@ -168,8 +168,9 @@ class Site:
             for place in places if page in self.tutorials else ():
                 reads.setdefault(place.split(":")[0])
                 self.mentions.setdefault(place, {})[page, *heading] = None
-        return dict(prose=Markup(PROSE.renderer.render(tokens, PROSE.options, {})),
-                    files=[(path, Path(path).name, self.href(path, page), self.sources[path].lines) for path in reads])
+        files = [(path, path.removeprefix("mpvg_minimal/"), self.href(path, page), self.sources[path].lines)
+                 for path in reads]
+        return dict(prose=Markup(PROSE.renderer.render(tokens, PROSE.options, {})), files=files)
 
     def code_page(self, page: str) -> dict:
         """A whole file in `rows`: a part, its docstring and the tutorials' sections that name it."""
