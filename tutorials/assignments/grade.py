@@ -5,7 +5,8 @@ own. A test that does not end in time, or takes the process with it, gets 0 poin
 it run in a new process. What counts is the tests that reported a pass: exit codes and printed text do not.
 
 This is NOT a sandbox: a submission is a program, and runs with the rights of whoever starts this. It can read files
-and can, with some effort, forge the report. Grade strangers' code in a container (Gradescope's is one).
+and can, in a few lines, forge the report. Lines that no answer needs are printed, to be looked at by hand. Grade
+strangers' code in a container (Gradescope's is one).
 """
 import argparse
 import ast
@@ -24,7 +25,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 START = 120                                             # seconds to import pytest and torch
-LARGEST_FILE = 2 ** 22                                  # bytes that a submission may print or write to one file
+LARGEST_FILE = 2 ** 24                                  # bytes that a submission may print or write to one file
 DIE_WITH_PARENT = 1                                     # prctl's PR_SET_PDEATHSIG
 UNUSUAL = re.compile(r"sys\.modules|/proc|_getframe|__torch_(function|dispatch)__|atexit|solutions|mpvg_minimal|pytest|"
                      r"ASSIGNMENTS_REPORT|os\.environ|ctypes|\bgc\b|settrace|__subclasses__|__builtins__")

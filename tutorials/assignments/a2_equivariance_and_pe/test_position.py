@@ -39,9 +39,10 @@ def gap(x):
 def test_attention_is_equivariant(student):
     """part 1: 0 for attention"""
     def case(B, N, D):
+        mistakes = [(lambda x, order: largest(attention(reordered(x, order)) - attention(x)),
+                     "the second output has to be reordered too")]
         return Case(lambda x, order: student.equivariance_error(attention, x, order), lambda x, order: 0.0,
-                    tokens_and_order(B, N, D), [(lambda x, order: largest(attention(reordered(x, order)) - attention(x)),
-                                               "the second output has to be reordered too")])
+                    tokens_and_order(B, N, D), mistakes)
     agree(case, SIZES, "reorder the input of one call and the output of the other", gradients=False)
 
 

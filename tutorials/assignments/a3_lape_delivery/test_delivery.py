@@ -115,7 +115,7 @@ class Delivery(nn.Module):
     def __init__(self, tokens, width, depth):
         super().__init__()
         self.pe = nn.Parameter(torch.zeros(1, tokens, width))
-        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(depth))
+        self.norms = nn.ModuleList(map(nn.LayerNorm, [width] * depth))
 
     def forward(self):
         return handed_on(self)

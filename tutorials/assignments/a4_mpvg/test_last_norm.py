@@ -16,8 +16,8 @@ def made_norms(width, count):
 def handed_on(p_0, norms):
     """[None, p_2, ..., p_L], by the equation."""
     chain = [p_0]
-    for norm in norms:
-        chain.append(layer_norm(chain[-1], norm))
+    for ln in norms:
+        chain.append(layer_norm(chain[-1], ln))
     return [None, *chain[1:]]
 
 
@@ -93,13 +93,13 @@ def test_blocks_get_pe_from_the_second_on(student):
         norms = made_norms(D, L - 1)
 
         def call(p_0):
-            delivered = student.deliver(p_0, list(norms) if L == 4 else norms)
-            equal((type(delivered).__name__, len(delivered)), ("tuple", 3), "type and length of what deliver returns",
+            got = student.deliver(p_0, list(norms) if L == 4 else norms)
+            equal((type(got).__name__, len(got)), ("tuple", 3), "type and length of what deliver returns",
                   "return three things: for the input, for the blocks (a list), for the last norm")
-            equal(type(delivered[1]).__name__, "list", "type of what the blocks get", "a list, with None for block 1")
-            equal(len(delivered[1]), L, "number of blocks", "L = len(norms) + 1: block 1 has no norm for PE")
-            equal(delivered[1][0], None, "PE of block 1", "the blocks from the second on get PE; p_0 is in x already")
-            return delivered[:2]
+            equal(type(got[1]).__name__, "list", "type of what the blocks get", "a list, with None for block 1")
+            equal(len(got[1]), L, "number of blocks", "L = len(norms) + 1: block 1 has no norm for PE")
+            equal(got[1][0], None, "PE of block 1", "the blocks from the second on get PE; p_0 is in x already")
+            return got[:2]
         return Case(call, lambda p_0: (p_0, handed_on(p_0, norms)), [normal(1, N, D)], [
             (lambda p_0: (p_0, [None, *(layer_norm(p_0, norm) for norm in norms)]),
              "every block normalises p_0 here: hand on what the block before received"),
@@ -136,7 +136,7 @@ class Block(nn.Module):
 class Last(nn.Module):
     def __init__(self, width):
         super().__init__()
-        self.token_norm, self.pe_norm = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.token_norm, self.pe_norm = (nn.LayerNorm(width) for _ in range(2))
 
     def forward(self, x, pe=None):
         y = layer_norm(x, self.token_norm)

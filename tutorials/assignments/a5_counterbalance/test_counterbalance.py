@@ -160,8 +160,7 @@ def test_counterbalance_leaves_the_model_as_it_was(student):
                  for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values())]
         left = [hook for hook in hooks if hook is not own_hook]
         equal(len(left), 0, f"hooks left on the model{where}",
-              "register_forward_hook returns a handle: call its remove()"
-              f"{advice}")
+              f"register_forward_hook returns a handle: call its remove(){advice}")
         equal(len(hooks), 1, f"the model's own hooks{where}", "remove the hooks that you made, and no others")
         same_state(model, before, "an instrument leaves what it measures as it was")
         if any("forward" in vars(module) for module in model.modules()):

@@ -17,20 +17,19 @@ class PE(nn.Module):
     def __init__(self, tokens, width, depth):
         super().__init__()
         self.pos_embed = nn.Parameter(torch.zeros(1, tokens, width))
-        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(depth - 1))
+        self.handed_on = nn.ModuleList(nn.LayerNorm(width) for _ in range(depth - 1))
 
     def forward(self):
-        p, blocks = self.pos_embed, [None]
-        for norm in self.norms:
-            p = norm(p)
-            blocks.append(p)
-        return self.pos_embed, blocks, self.pos_embed
+        received = [self.pos_embed]
+        for ln in self.handed_on:
+            received.append(layer_norm(received[-1], ln))
+        return self.pos_embed, [None, *received[1:]], self.pos_embed
 
 
 class LastNorm(nn.Module):
     def __init__(self, width):
         super().__init__()
-        self.token_norm, self.pe_norm = nn.LayerNorm(width), nn.LayerNorm(width, eps=1e-2)
+        self.token_norm, self.pe_norm = (nn.LayerNorm(width, eps=eps) for eps in (1e-5, 1e-2))
 
     def forward(self, x, last_pe):
         tokens = self.token_norm(x)

@@ -147,7 +147,7 @@ MUTANTS = [
            "your function changed its Delivery"),
     Mutant(A3, "computed at the first call only", "return delivered",
            "self.kept = getattr(self, 'kept', delivered)\n        return self.kept", "test_pe_is_handed_on",
-           "compute anew"),
+           "compute it anew"),
     Mutant(A3, "detached on the way", "p = norm(p)", "p = norm(p.detach())", "test_pe_learns_through_every_norm",
            "gradient for Delivery.pe"),
     Mutant(A3, "delivered, but cut off", "delivered.append(p)", "delivered.append(p.detach())",
