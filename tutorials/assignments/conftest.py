@@ -9,11 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from expect import Student, describe
+from student import Student, describe
 
 REPORT = os.environ.pop("ASSIGNMENTS_REPORT", None)     # grade.py reads this file; no submission is imported yet
 FAILED = pytest.fail.Exception                          # now, not later: a submission might put something else there
 ROWS: dict[str, dict] = {}                              # test -> what became of it
+BROKEN: dict[Path, BaseException] = {}                  # a file that does not load -> why; it is not tried twice
 
 
 def pytest_configure(config):
@@ -27,7 +28,17 @@ def file_of(test_file: Path) -> Path:
 
 @pytest.fixture
 def student(request) -> Student:
-    return Student(file_of(request.path))
+    file = file_of(request.path)
+    if file in BROKEN:
+        raise BROKEN[file]
+    tell({"loads": request.node.nodeid})
+    try:
+        return Student(file)
+    except FAILED as failure:
+        BROKEN[file] = failure
+        raise
+    finally:
+        tell({"loaded": request.node.nodeid})           # never, if the file loops or ends the process
 
 
 @pytest.hookimpl(wrapper=True)
@@ -52,7 +63,8 @@ def pytest_runtest_makereport(item, call):
 
 
 def pytest_collection_finish(session):
-    sys.modules.pop("expect")                           # a submission that imports it gets a copy, not ours
+    for name in ("expect", "student"):
+        sys.modules.pop(name, None)                     # a submission that imports it gets a copy, not ours
     tell({"ready": len(session.items)})
 
 

@@ -5,26 +5,30 @@ own. A test that does not end in time, or takes the process with it, gets 0 poin
 it run in a new process. What counts is the tests that reported a pass: exit codes and printed text do not.
 
 This is NOT a sandbox: a submission is a program, and runs with the rights of whoever starts this. It can read files
-and can, with some effort, forge the report. Grade strangers' code in a container (Gradescope's is one).
+and can, in a few lines, forge the report. Lines that no answer needs are printed, to be looked at by hand. Grade
+strangers' code in a container (Gradescope's is one).
 """
 import argparse
 import ast
 import ctypes
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 START = 120                                             # seconds to import pytest and torch
 LARGEST_FILE = 2 ** 24                                  # bytes that a submission may print or write to one file
 DIE_WITH_PARENT = 1                                     # prctl's PR_SET_PDEATHSIG
+UNUSUAL = re.compile(r"sys\.modules|/proc|_getframe|__torch_(function|dispatch)__|atexit|solutions|mpvg_minimal|pytest|"
+                     r"ASSIGNMENTS_REPORT|os\.environ|ctypes|\bgc\b|settrace|__subclasses__|__builtins__")
 
 
 def assignments(folder: Path = HERE) -> list[str]:
@@ -49,20 +53,36 @@ def named_file(assignment: str, folder: Path = HERE) -> str:
     return test_file.name.removeprefix("test_")
 
 
+def submitted(assignment: str, impl: Path, folder: Path = HERE) -> Path | None:
+    """impl has the named file itself, or in a folder for each assignment."""
+    file = named_file(assignment, folder)
+    return next((path for path in (impl / file, impl / assignment / file) if path.is_file()), None)
+
+
+def look_at(names: list[str], impl: Path, folder: Path = HERE) -> list[str]:
+    """The lines of a submission that an answer has no use for, but whoever wants to deceive the tests has."""
+    files = [file for name in names if (file := submitted(name, impl, folder))]
+    return [f"{file.name}, line {number} mentions {found[0]}: {line.strip()[:100]}" for file in files
+            for number, line in enumerate(file.read_text(errors="replace").splitlines(), 1)
+            if (found := UNUSUAL.search(line))]
+
+
 def grade(names: list[str], impl: Path, *, timeout: float, folder: Path = HERE) -> dict[str, dict]:
-    """Test id -> points, what, passed, output. impl: has the named files itself, or in a folder for each assignment."""
+    """Test id -> points, what, passed, output."""
     tests = {test: entry for name in names for test, entry in tests_of(name, folder).items()}
+    results: dict[str, dict] = {}
     with tempfile.TemporaryDirectory() as work:
-        for path in (folder / "conftest.py", folder / "expect.py"):
-            shutil.copy(path, work)
+        for name in ("conftest.py", "expect.py", "student.py"):
+            shutil.copy(folder / name, work)
         for name in names:
-            file = named_file(name, folder)
+            file, found = named_file(name, folder), submitted(name, impl, folder)
             (Path(work) / name).mkdir()
             shutil.copy(folder / name / f"test_{file}", Path(work) / name)
-            found = next((path for path in (impl / file, impl / name / file) if path.is_file()), None)
             if found:
                 shutil.copyfile(found, Path(work) / name / file)
-        results: dict[str, dict] = {}
+            else:
+                results |= failed(tests_of(name, folder), f"no {file} in {impl}", f"the file that you wrote, {file}",
+                                  "leave its name as it is")
         while len(results) < len(tests):
             results |= run([test for test in tests if test not in results], Path(work), timeout)
     return {test: entry | results[test] for test, entry in tests.items()}
@@ -85,14 +105,25 @@ def run(tests: list[str], work: Path, timeout: float) -> dict[str, dict]:
     lines = list(read(report))
     results = {line["test"]: {"passed": line.get("passed") is True, "output": str(line.get("output"))}
                for line in lines if line.get("test") in tests}
-    if not any("ready" in line for line in lines):
+    if len(tests) not in [line.get("ready") for line in lines]:         # a test file that does not import: no torch?
         return {test: {"passed": False, "output": f"the tests did not start: {why}\n{last_words}"} for test in tests}
     if len(results) < len(tests):
         begun = [line["begins"] for line in lines if line.get("begins") in tests]
         guilty = begun[-1] if begun and begun[-1] not in results else next(t for t in tests if t not in results)
-        results[guilty] = {"passed": False, "output": f"got       {why}\nexpected  the test comes to its end\n"
-                                                      "hint      an endless loop, or code that ends the process?"}
+        if {"loads": guilty} in lines and {"loaded": guilty} not in lines:
+            assignment = guilty.split("/")[0]
+            results |= failed([test for test in tests if test.startswith(f"{assignment}/") and test not in results],
+                              f"{why}, while your file was loaded", "a file that Python comes to the end of",
+                              "an endless loop outside all functions, or code there that ends the process?")
+        else:
+            results |= failed([guilty], why, "the test comes to its end",
+                              "an endless loop, or code that ends the process?")
     return results
+
+
+def failed(tests: Iterable[str], got: str, expected: str, hint: str) -> dict[str, dict]:
+    output = f"got       {got}\nexpected  {expected}\nhint      {hint}"
+    return {test: {"passed": False, "output": output} for test in tests}
 
 
 def wait(process: subprocess.Popen, report: Path, timeout: float) -> str:
@@ -134,12 +165,16 @@ def limit() -> None:
         ctypes.CDLL(None).prctl(DIE_WITH_PARENT, signal.SIGKILL)
 
 
-def gradescope(results: dict[str, dict], seconds: float) -> dict:
-    """Gradescope's format, https://gradescope-autograders.readthedocs.io/en/latest/specs/."""
+def gradescope(results: dict[str, dict], by_hand: list[str], seconds: float) -> dict:
+    """Gradescope's format, https://gradescope-autograders.readthedocs.io/en/latest/specs/. by_hand: for instructors."""
     tests = [{"name": f"{test.split('/')[0]}, {entry['what']}", "score": entry["points"] * entry["passed"],
               "max_score": entry["points"], "status": "passed" if entry["passed"] else "failed",
               "output": entry["output"]} for test, entry in results.items()]
-    return {"score": sum(test["score"] for test in tests), "execution_time": round(seconds), "tests": tests}
+    score = sum(test["score"] for test in tests)
+    if by_hand:
+        tests.append({"name": "look at this by hand", "score": 0, "max_score": 0, "visibility": "hidden",
+                      "output": "\n".join(by_hand)})
+    return {"score": score, "execution_time": round(seconds), "tests": tests}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -160,13 +195,15 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(f"--results {options.results}: its folder does not exist, make it first")
 
     began = time.monotonic()
-    results = grade(names, options.impl.resolve(), timeout=options.timeout)
+    results, by_hand = grade(names, options.impl.resolve(), timeout=options.timeout), look_at(names, options.impl)
     if options.results:
-        options.results.write_text(json.dumps(gradescope(results, time.monotonic() - began), indent=1) + "\n")
+        report = gradescope(results, by_hand, time.monotonic() - began)
+        options.results.write_text(json.dumps(report, indent=1) + "\n")
     for test, entry in results.items():
         print(f"{entry['points'] * entry['passed']:3} of {entry['points']:2}   {test.split('/')[0]}, {entry['what']}")
         if not entry["passed"]:
             print("".join(f"            {line}\n" for line in entry["output"].splitlines()), end="")
+    print("".join(f"look at this by hand: {line}\n" for line in by_hand), end="")
     print(f"{sum(entry['points'] * entry['passed'] for entry in results.values()):3} of "
           f"{sum(entry['points'] for entry in results.values()):2}   in all")
 

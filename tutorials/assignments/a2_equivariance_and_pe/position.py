@@ -28,7 +28,7 @@ def invariance_error(layer: Layer, x: Tensor, order: Tensor) -> float:
 
 
 def sincos2d(rows: int, columns: int, width: int, *, class_token: bool = False) -> Tensor:
-    """Fixed 2-D sine-cosine PE, (1, N, D), N = rows * columns, row by row.
+    """Fixed 2-D sine-cosine PE, (1, N, D) in float32, N = rows * columns, row by row.
 
     With Q = D / 4 frequencies w_i = 10000 ** (-i / Q), i = 0 ... Q - 1, the token in row r and column c has
     [sin(c w_i) for all i, cos(c w_i) for all i, sin(r w_i) for all i, cos(r w_i) for all i], rows and columns
@@ -40,6 +40,6 @@ def sincos2d(rows: int, columns: int, width: int, *, class_token: bool = False) 
 def with_pe(layer: Layer, pe: Tensor) -> Layer:
     """A layer that is no longer blind to position: a function of x (B, N, D) that gives `layer` tokens with PE.
 
-    pe (1, N, D). PE has to come in before the layer mixes the tokens.
+    pe (1, N, D) may be learnt, and so change between two calls. It has to come in before the layer mixes the tokens.
     """
     raise NotImplementedError("part 4: with_pe")

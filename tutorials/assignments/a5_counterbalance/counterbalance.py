@@ -10,7 +10,7 @@ from torch.nn.functional import cosine_similarity
 
 
 def mean_tokens(batches: Iterable[Tensor]) -> Tensor:
-    """Batches of tokens, each (B, N, D) -> their mean over all images of all batches, (N, D).
+    """Batches of tokens, each (B, N, D) -> their mean over all images of all batches, (N, D), in their dtype.
 
     The batches may have different numbers of images, and every image counts the same.
     """
@@ -33,7 +33,8 @@ def counterbalance(model: nn.Module, images: Tensor) -> list[tuple[float, float]
 
     `model.norms` are the LayerNorms at those places, in order: what such a norm gives, LN(x) (B, N, D), is
     what PE is added to. `model.pes()` is the list of what is added there, each (1, N, D) or None.
-    `model(images)` runs the model once. The tokens are averaged over the images before they are compared.
-    Measured in eval mode; afterwards the model is in the mode it was in, and has no hooks left.
+    `model(images)` runs the model, and one run with all images has to do. The tokens are averaged over the images
+    before they are compared. Measured in eval mode; afterwards the model is in the mode it was in, and has the hooks
+    that it had before and no others, also if its run raises an error, which goes on to the caller.
     """
     raise NotImplementedError("part 4: counterbalance")

@@ -1,7 +1,8 @@
 """Do the tests tell right from wrong? `python tutorials/assignments/instructor/check.py`
 
-Every test of every assignment is held against the solution (all pass), the stub (all fail, and name the part) and every
-mutant (the named test fails). Prints the matrix, mutants x tests: x where the test fails, X where it must.
+Every test of every assignment is held against the solution and right answers in other styles (all pass), the stub (all
+fail, and name the part) and every mutant (the named test fails, and says why). Prints the matrix, mutants x tests: x
+where the test fails, X where it must.
 """
 import importlib.util
 import re
@@ -14,12 +15,12 @@ from pathlib import Path
 import pytest
 
 INSTRUCTOR = Path(__file__).resolve().parent
-ASSIGNMENTS, SOLUTIONS = INSTRUCTOR.parent, INSTRUCTOR / "solutions"
+ASSIGNMENTS, SOLUTIONS, STYLES = INSTRUCTOR.parent, INSTRUCTOR / "solutions", INSTRUCTOR / "styles"
 sys.path[:0] = [str(ASSIGNMENTS), str(INSTRUCTOR)]
 
-from expect import Student  # noqa: E402
 from grade import assignments, named_file  # noqa: E402
 from mutants import MUTANTS, Mutant  # noqa: E402
+from student import Student  # noqa: E402
 
 
 def tests_of(assignment: str) -> dict[str, Callable[[Student], None]]:
@@ -58,20 +59,26 @@ def written(assignment: str) -> list[str]:
             for name in tests_of(assignment) if not re.match(r"NotImplementedError: part \d: ", stub.get(name, ""))]
 
 
-def check(assignment: str) -> tuple[list[str], list[tuple[Mutant, dict[str, str]]]]:
-    """(what is wrong, each mutant with the tests that it fails)."""
+def check(assignment: str, *, matrix: bool = False) -> tuple[list[str], list[tuple[Mutant, dict[str, str]]]]:
+    """(what is wrong, each mutant with the tests that it fails). matrix: all tests for each mutant, else its own."""
     tests, file = tests_of(assignment), named_file(assignment)
-    wrong = [f"the solution fails {name}: {why}" for name, why in
-             failures(tests, SOLUTIONS / assignment / file).items()]
+    answers = {"the solution": SOLUTIONS / assignment / file,
+               **{f"the right answer {path.name}": path for path in sorted((STYLES / assignment).glob("*.py"))}}
+    wrong = [f"{answer} fails {name}: {why}" for answer, path in answers.items()
+             for name, why in failures(tests, path).items()]
     wrong += written(assignment)
     killed = []
     with tempfile.TemporaryDirectory() as work:
         for mutant in (m for m in MUTANTS if m.file == f"{assignment}/{file}"):
             path = Path(work, file)
             path.write_text(mutated(mutant))
-            killed.append((mutant, failures(tests, path)))
-            if mutant.test not in killed[-1][1]:
+            failed = failures(tests if matrix else {mutant.test: tests[mutant.test]}, path)
+            killed.append((mutant, failed))
+            if mutant.test not in failed:
                 wrong.append(f"the mistake '{mutant.mistake}' passes {mutant.test}")
+            elif mutant.says not in failed[mutant.test]:
+                wrong.append(f"the mistake '{mutant.mistake}' fails {mutant.test} without '{mutant.says}': "
+                             f"{failed[mutant.test]}")
     wrong += [f"{name} fails for no mutant: what is it for?" for name in tests
               if not any(mutant.test == name for mutant, _ in killed)]
     return wrong, killed
@@ -80,7 +87,7 @@ def check(assignment: str) -> tuple[list[str], list[tuple[Mutant, dict[str, str]
 def main() -> int:
     wrong = []
     for assignment in assignments():
-        problems, killed = check(assignment)
+        problems, killed = check(assignment, matrix=True)
         wrong += [f"{assignment}: {problem}" for problem in problems]
         names = list(tests_of(assignment))
         print(assignment, *(f"  {number}: {name}" for number, name in enumerate(names, 1)), sep="\n")

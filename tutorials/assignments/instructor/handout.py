@@ -14,7 +14,8 @@ ROOT = ASSIGNMENTS.parents[1]
 
 def files() -> list[Path]:
     """By name, so that nothing else that lies about is handed out."""
-    common = [ROOT / "LICENSE", *(ASSIGNMENTS / name for name in ("README.md", "conftest.py", "expect.py", "grade.py"))]
+    common = [ROOT / "LICENSE", *(ASSIGNMENTS / name for name in ("README.md", "conftest.py", "expect.py", "student.py",
+                                                               "grade.py"))]
     return common + [ASSIGNMENTS / assignment / name for assignment in assignments()
                      for name in ("README.md", named_file(assignment), f"test_{named_file(assignment)}")]
 

@@ -21,9 +21,13 @@ def pooled_pe(pe_norm: nn.Module, p_0: Tensor, how: str) -> Tensor:
 
 @torch.no_grad()
 def fold_into_head(head: nn.Linear, c: Tensor) -> nn.Linear:
-    """A new head (D -> K) that gives for f what `head` gives for f + c, (D,). `head` itself is left as it is."""
+    """A new head (D -> K), with a bias, that gives for f what `head` gives for f + c, c (D,).
+
+    `head` may have no bias. It is left as it is, and the new head shares no memory with it.
+    """
     folded = copy.deepcopy(head)
-    folded.bias += head.weight @ c                                  # (K, D) @ (D,) -> (K,)
+    added = head.weight @ c                                         # (K, D) @ (D,) -> (K,)
+    folded.bias = nn.Parameter(added if head.bias is None else head.bias + added)
     return folded
 
 
@@ -31,14 +35,15 @@ class ConstantPE(nn.Module):
     """What a model's PE module delivers, as constants: it has no parameters, and calling it computes nothing.
 
     It gives (input_pe, block_pes, last_pe) as it got them: a tensor or None, a list of tensors and Nones, a
-    tensor or None. The tensors need no gradient, are in the state_dict, and follow `.to()` and `.double()`.
+    tensor or None. The tensors need no gradient, are in the state_dict, and follow `.to()` and `.double()`. They
+    stay as they are when the model that they came from is trained on.
     """
 
     def __init__(self, input_pe: Tensor | None, block_pes: list[Tensor | None], last_pe: Tensor | None):
         super().__init__()
         self.names = ["input_pe", *(f"block_pe_{number}" for number in range(len(block_pes))), "last_pe"]
         for name, pe in zip(self.names, [input_pe, *block_pes, last_pe]):
-            self.register_buffer(name, None if pe is None else pe.detach())
+            self.register_buffer(name, None if pe is None else pe.detach().clone())
 
     def forward(self) -> tuple[Tensor | None, list[Tensor | None], Tensor | None]:
         input_pe, *block_pes, last_pe = (getattr(self, name) for name in self.names)
@@ -48,6 +53,8 @@ class ConstantPE(nn.Module):
 @torch.no_grad()
 def fold(model: nn.Module) -> nn.Module:
     """A copy of an MPVG model for inference, in eval mode: the same logits, PE at the last norm in the head's bias.
+
+    It shares no memory with `model`, which is left as it is and can be trained on.
 
     `model.pe` is the PE module, pe() = (input_pe, block_pes, last_pe), with last_pe = p_0; `model.last_norm` has
     `token_norm` and `pe_norm`, and is called as last_norm(x, last_pe); `model.head` is an nn.Linear; `model.how` is
