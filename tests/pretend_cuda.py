@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
+CUDA = torch.device("cuda")
 NO_KERNEL = ("empty", "detach", "_local_scalar_dense", "alias", "lift_fresh", "is_pinned", "_pin_memory", "set_",
              "_unsafe_view")
 

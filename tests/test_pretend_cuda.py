@@ -3,10 +3,8 @@ import os
 
 import pytest
 import torch
-from pretend_cuda import Kernels, PretendCuda
+from pretend_cuda import CUDA, Kernels, PretendCuda
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
-
-CUDA = torch.device("cuda")
 
 
 def test_the_card_is_hidden_from_all_tests_that_do_not_ask_for_it():
