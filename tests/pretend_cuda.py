@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_flatten
 
 CUDA = torch.device("cuda")
 NO_KERNEL = ("empty", "detach", "_local_scalar_dense", "alias", "lift_fresh", "is_pinned", "_pin_memory", "set_",
-             "_unsafe_view")
+             "_unsafe_view", "unsqueeze_")
 
 
 def launches(op) -> bool:
@@ -62,6 +62,7 @@ class PretendCuda(TorchDispatchMode):
 
     def __enter__(self):
         for name, value in (("torch.cuda._lazy_init", None), ("torch.cuda.is_bf16_supported", True),
+                            ("torch.cuda.mem_get_info", (2 ** 36, 2 ** 36)),
                             ("torch.cuda.amp.common.amp_definitely_not_available", False)):
             self.patches.enter_context(mock.patch(name, lambda *_, value=value, **__: value))
         self.patches.enter_context(mock.patch("torch.Tensor.backward", backward))
