@@ -1,4 +1,5 @@
 """What the measurements compute, where it can be known; never how fast this machine is."""
+import importlib.util
 import json
 import os
 import re
@@ -8,6 +9,7 @@ import sys
 import pytest
 import torch
 from conftest import ROOT
+from pretend_cuda import CUDA, PretendCuda
 from torch import nn
 
 from mpvg_minimal import vit_lite, vit_nano
@@ -41,6 +43,42 @@ def test_kept_for_backward_counts_each_tensor_once_and_no_parameter():
     assert measure.kept_for_backward(nn.Linear(8, 3), x) == 4 * 8 * 4                          # its input
     two = nn.Sequential(nn.Linear(8, 16), nn.Sigmoid(), nn.Linear(16, 2))
     assert measure.kept_for_backward(two, x) == (4 * 8 + 4 * 16) * 4      # the sigmoid's output is the next one's input
+
+
+def test_what_is_kept_for_backward_is_kept_in_the_precision_of_the_step():
+    """On a pretended card: the two products' bfloat16 inputs and the sigmoid's output; not the weights' copies."""
+    two = nn.Sequential(nn.Linear(8, 16), nn.Sigmoid(), nn.Linear(16, 2))
+    with PretendCuda():
+        two, x = two.to(CUDA, non_blocking=True), torch.randn(4, 8, device=CUDA)
+        kept = measure.kept_for_backward(two, x, torch.autocast("cuda", dtype=torch.bfloat16))
+    assert kept == (4 * 8 + 4 * 16) * 2
+
+
+def test_a_peak_is_what_one_step_needs_beside_what_was_there(monkeypatch):
+    """With the caching allocator's counters made up: 5 MB were there before the model, the step's peak is at 12 MB."""
+    calls = []
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda _: calls.append("reset"))
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 5_000_000)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: 12_000_000)
+    before = measure.allocated(CUDA)
+    assert measure.peak_memory(lambda: calls.append("step"), CUDA, before) == 7.0
+    assert calls == ["step", "reset", "step"]                       # the first one makes the optimizer's moments
+    assert measure.peak_memory(lambda: calls.append("none"), CPU, measure.allocated(CPU)) is None and len(calls) == 3
+
+
+def test_no_candidate_brings_tensors_from_the_cpu_into_a_pass():
+    """All models of a row on a pretended card, peers too where they are installed."""
+    peers = all(map(importlib.util.find_spec, ("timm", "vit_pytorch")))
+    with PretendCuda(waits_allowed=True) as pretended:
+        models = cost.candidates("vit_nano", CUDA, peers=peers)
+        images = torch.randn(2, 3, 32, 32, device=CUDA)
+        for model in models.values():
+            model.to(CUDA)
+        pretended.waits_allowed = False
+        pretended.copies.clear()
+        for model in models.values():
+            cost.infer(model.eval(), images, CUDA, torch.bfloat16)
+    assert len(models) == 7 + 2 * peers and not pretended.copies
 
 
 def test_what_mpvg_keeps_for_backward_does_not_grow_with_the_batch():

@@ -5,9 +5,12 @@ import json
 import pytest
 import torch
 import torchvision
-from runs import run, run_ranks
+from pretend_cuda import CUDA, PretendCuda
+from runs import difference, run, run_ranks
 from test_train import new_run
 from torch.nn.functional import cross_entropy
+from torchvision.models.detection.fcos import FCOS
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from mpvg_minimal import ViT, fold_last_pe
 from mpvg_minimal.data import sources
@@ -171,10 +174,33 @@ def test_detection_trains_with_images_without_boxes(objects):
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters()) and loss > 0
     counted = [r[(r[:, 0] >= 0) & (r[:, 5] == 0)] for r in objects]         # the same by torchvision's own targets
     targets = [{"labels": r[:, 0].long(), "boxes": r[:, 1:5]} for r in counted]
-    torch.manual_seed(1)
     images = torch.randn(2, 3, 16, 16)
+    model.fcos.transform = GeneralizedRCNNTransform(16, 16, [0.0] * 3, [1.0] * 3, size_divisible=1)
     expected = sum(model.fcos(list(images), targets).values())
-    torch.testing.assert_close(detection_loss(model, images, torch.stack(objects), label_smoothing=0.0)[0], expected)
+    assert torch.equal(detection_loss(model, images, torch.stack(objects), label_smoothing=0.0)[0], expected)
+    model.eval().fcos.score_thresh = 0.0
+    for ours, theirs in zip(model(images), model.fcos(list(images)), strict=True):
+        assert len(ours["boxes"]) and difference(ours, theirs) is None
+
+
+def test_boxes_are_float32_on_a_card_that_trains_in_bfloat16(monkeypatch):
+    """What FCOS's loss is given, on a pretended card: up to there nothing waits from the second step on."""
+    seen = []
+    monkeypatch.setattr(FCOS, "compute_loss", lambda _, *given: seen.append(given) or {})
+    with PretendCuda(waits_allowed=True) as pretended:
+        model = Detector(vit(), 3, channels=32, levels=[4, 2, 1, 0.5], convs=1, padding="zeros").train()
+        model.to(CUDA, non_blocking=True)
+        images, objects = torch.randn(2, 3, 16, 24, device=CUDA), torch.zeros(2, 5, 6, device=CUDA)
+        with torch.autocast("cuda", dtype=torch.bfloat16):
+            assert model.vit.forward_tokens(images).dtype == torch.float32          # of the norm; the maps in between:
+            assert model.vit.patch_embed(images).dtype == torch.bfloat16
+            model(images, objects)
+            pretended.waits_allowed = False                         # the anchors' size is on the device by now
+            model(images, objects)
+    _, (targets, outputs, anchors, counts) = seen
+    places = [each["boxes"] for each in targets] + [*outputs.values(), *anchors]
+    assert len(places) == 7 and {place.dtype for place in places} == {torch.float32}
+    assert counts == [16 * 24, 8 * 12, 4 * 6, 2 * 3] and len(anchors[0]) == sum(counts)
 
 
 def test_a_detector_keeps_its_images_size_and_its_boxes_inside():

@@ -1,11 +1,13 @@
 """The batched augmentation against torchvision's, one image at a time."""
 import pytest
 import torch
+from pretend_cuda import CUDA, PretendCuda
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import Subset
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
-from mpvg_minimal.data import device_augment, sources
+from mpvg_minimal.data import device_augment, device_batches, sources
 from mpvg_minimal.data.batches import Batches
 from mpvg_minimal.data.device_augment import COLUMNS, RECTANGLE, operations
 from mpvg_minimal.data.device_batches import DeviceBatches
@@ -57,16 +59,18 @@ def test_operations_are_torchvisions_for_the_same_draw(monkeypatch):
             monkeypatch.setattr(torch, "rand", lambda *_, sign=sign: torch.tensor(0.9 if sign == 1 else 0.1))
             expected = torch.stack([theirs(image) for image in images])
             monkeypatch.undo()
-            assert torch.equal(ops[number](images, sign), expected), (name, sign)
+            assert torch.equal(ops[number][0 if sign == 1 else -1](images), expected), (name, sign)
 
 
 def test_each_image_gets_the_operation_that_it_drew():
     images = smooth(64)
-    ops = [lambda x, s, add=add: x // 2 + add + (s > 0) for add in (10, 40, 70)]
+    ops = [[lambda x: x // 2 + 11, lambda x: x // 2 + 10], [lambda x: x // 2 + 40],     # the second knows no sign
+           [lambda x: x // 2 + 71, lambda x: x // 2 + 70]]
     u = torch.rand(64, 3)
-    result = device_augment.one_operation(images.clone(), u, ops)
+    result = device_augment.one_operation(images, u, ops)
     for image, draw, out in zip(images, u, result, strict=True):
-        expected = image if draw[0] >= 0.5 else image // 2 + (10, 40, 70)[int(draw[1] * 3)] + (draw[2] < 0.5)
+        choice = int(draw[1] * 3)
+        expected = image if draw[0] >= 0.5 else image // 2 + (10, 40, 70)[choice] + (draw[2] < 0.5 and choice != 1)
         assert torch.equal(out, expected)
 
 
@@ -142,3 +146,55 @@ def test_without_augmentation_both_loaders_give_the_same_batches(source, train):
     assert len(plain) == len(device) == (2 if train else 3)
     for (a, b), (c, d) in zip(plain, device, strict=True):
         assert torch.equal(a, c) and torch.equal(b, d)
+
+
+def test_what_becomes_of_an_image_does_not_depend_on_those_augmented_with_it(source):
+    images, u = smooth(200), torch.rand(200, COLUMNS)
+    together = device_augment.augmented(images, u, source, **AUGMENT)
+    alone = [device_augment.augmented(images[n:n + 1], u[n:n + 1], source, **AUGMENT)[0] for n in range(200)]
+    assert all(map(torch.equal, together, alone))
+
+
+def test_augmentation_is_computed_in_full_float32_also_in_a_run_that_allows_tf32(source):
+    class Precision(TorchDispatchMode):
+        seen = []
+
+        def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+            if any(word in str(op) for word in ("mm", "convolution", "conv2d")):
+                self.seen.append((torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32))
+            return op(*args, **kwargs or {})
+
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        with Precision() as precision:
+            device_augment.augmented(smooth(200), torch.rand(200, COLUMNS), source, **AUGMENT)
+        assert torch.get_float32_matmul_precision() == "high" and torch.backends.cudnn.allow_tf32
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert len(precision.seen) > 10 and set(precision.seen) == {("highest", False)}
+
+
+def count_chunks(monkeypatch, source, images, **options):
+    sizes, original = [], device_batches.augmented
+    monkeypatch.setattr(device_batches, "augmented", lambda x, *rest, **more: (
+        sizes.append(len(x)), original(x, *rest, **more))[1])
+    device = options.pop("device", CPU)
+    batches = DeviceBatches(Subset(source.train, range(images)), source, AUGMENT, device, train=True, **options)
+    for _ in batches.epoch():
+        pass
+    return sizes
+
+
+def test_a_chunk_counts_the_images_of_this_process(source, monkeypatch):
+    monkeypatch.setattr(device_batches, "CHUNK", 64)
+    assert count_chunks(monkeypatch, source, 256, batch_size=32, rank=1, world=2) == [64, 64]
+    assert count_chunks(monkeypatch, source, 256, batch_size=96) == [96, 96]        # never less than a step
+
+
+def test_on_a_card_with_room_an_epoch_is_one_chunk(source, monkeypatch):
+    with PretendCuda(waits_allowed=True) as pretended:
+        assert count_chunks(monkeypatch, source, 9000, batch_size=100, device=CUDA) == [9000]
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (2 ** 20, 2 ** 36))
+        assert count_chunks(monkeypatch, source, 9000, batch_size=100, device=CUDA) == [4000, 4000, 1000]
+    assert pretended.copies["waiting"] < 300                        # torchvision's constants, about 65 a chunk

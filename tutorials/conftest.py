@@ -12,8 +12,11 @@ from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
-import torch
-from sybil import Document, Example, Region, Sybil
+
+if "-m cuda" not in " ".join(sys.argv):                         # as in tests/conftest.py: all on the CPU
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+import torch  # noqa: E402
+from sybil import Document, Example, Region, Sybil  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]

@@ -108,14 +108,16 @@ class Order:
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         """For each batch, the (epoch, index) of its images in this process."""
         epoch, start = self.position
+        return ([(epoch, index) for index in share.tolist()] for share in self.shares(epoch, start))
+
+    def shares(self, epoch: int, start: int) -> list[Tensor]:
+        """The indices of this process's images in each step, from step `start` on."""
         order = torch.arange(self.size)
         if self.train:
             order = torch.randperm(self.size, generator=generator("order", self.seed, epoch))
-        for step in range(start, len(self)):
-            batch = order[step * self.batch_size:(step + 1) * self.batch_size]
-            share = batch[self.rank::self.world].tolist()       # the same step, whatever the number of processes
-            if share:
-                yield [(epoch, index) for index in share]
+        steps = order.split(self.batch_size)[start:len(self)]
+        shares = [step[self.rank::self.world] for step in steps]    # the same step, whatever the number of processes
+        return [share for share in shares if len(share)]
 
 
 def outlive_signal(_worker: int) -> None:

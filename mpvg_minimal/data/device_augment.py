@@ -1,8 +1,8 @@
 """Crop, flip, RandAugment and random erasing of many images at once, from a table of uniform numbers.
 
-It is the augmentation of `augmentation` in data.py, drawn in the same way. Two things make it fast. Cropping and
-resizing is linear, so it is two small matrices for each image. RandAugment's magnitude is fixed, so all images that
-drew one operation go through one call of torchvision's function.
+It is the augmentation of `augmentation` in data.py, drawn in the same way. It is fast because RandAugment's
+magnitude is fixed: all images that drew one operation go through one call of torchvision's function. What becomes of an
+image does not depend on the others: nothing here is summed in an order that the number of images could change.
 
 What differs: resizing rounds once more precisely than PIL's fixed-point arithmetic, and torchvision's operations for
 tensors round otherwise than PIL's. Shapes: B images, H x W pixels.
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
+from ..runtime.precision import full_float32
 from .sources import Source
 
 TRIES = 10                                          # torchvision draws a rectangle up to ten times until it fits
@@ -42,66 +43,68 @@ def rectangles(u: Tensor, *, scale: list[float], ratio: tuple[float, float], hei
     return top, left, h, w, fits.any(1)
 
 
-def resize_matrix(start: Tensor, length: Tensor, size: int) -> Tensor:
-    """(B,) first pixel and length of each crop's side -> (B, size, size): resizes it to `size` pixels, bicubic.
+def taps(start: Tensor, length: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """(B,) first pixel and length <= size of each crop's side -> 4 places and their weights, (B, size, 4) both.
 
-    Row r holds the weights of the pixels that output pixel r is made of; nothing outside the crop has weight. The
-    filter is PIL's, a = -1/2, widened when the crop is larger than the output (which "antialias" means).
+    They resize the crop to `size` pixels: output pixel r is the weighted sum of the pixels at r's places. The filter is
+    PIL's bicubic one, a = -1/2. What lies outside the crop has no weight.
     """
     pixel = torch.arange(size, device=start.device)
-    step = (length / size)[:, None, None]                                               # (B, 1, 1)
-    centre = (pixel + 0.5)[:, None] * step                                              # (B, size, 1), in the crop
-    place = (pixel[None, :] - start[:, None])[:, None, :]                               # (B, 1, size)
-    x = ((place + 0.5 - centre) / step.clamp(min=1)).abs()                              # (B, size, size)
+    centre = (pixel + 0.5) * (length / size)[:, None]                                   # (B, size), in the crop
+    place = (centre - 0.5).floor()[..., None] + torch.arange(-1, 3, device=start.device)            # (B, size, 4)
+    x = (place + 0.5 - centre[..., None]).abs()
     near, far = 1.5 * x ** 3 - 2.5 * x ** 2 + 1, -0.5 * x ** 3 + 2.5 * x ** 2 - 4 * x + 2
     weight = torch.where(x < 1, near, torch.where(x < 2, far, 0.0))
     weight = weight * ((place >= 0) & (place < length[:, None, None]))
-    return weight / weight.sum(2, keepdim=True)
+    place = (place.long() + start[:, None, None]).clamp(0, size - 1)
+    return place, weight / weight.sum(2, keepdim=True)
 
 
 def resized_crop(images: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Tensor) -> Tensor:
-    """(B, 3, H, W) uint8, and for each image its rectangle (B,) -> (B, 3, H, W) uint8."""
-    rows = resize_matrix(top, height, images.shape[2])                                  # (B, H, H)
-    columns = resize_matrix(left, width, images.shape[3])                               # (B, W, W)
-    x = rows[:, None] @ images.float() @ columns[:, None].transpose(2, 3)               # (B, 3, H, W)
+    """(B, 3, H, W) uint8, and for each image its rectangle (B,) -> (B, 3, H, W) uint8.
+
+    Sums of four, not a matrix product: its last bits would depend on how many images are computed together.
+    """
+    x = images.float()
+    for dim, start, length, shape in ((2, top, height, (-1, 1, x.shape[2], 1)), (3, left, width, (-1, 1, 1, x.shape[3]))):
+        place, weight = taps(start, length, x.shape[dim])
+        x = sum(x.gather(dim, place[..., n].view(shape).expand_as(x)) * weight[..., n].view(shape) for n in range(4))
     return x.round().clamp(0, 255).to(torch.uint8)
 
 
-def operations(magnitude: float, size: int, fill: list[int]) -> list:
+def operations(magnitude: float, size: int, fill: list[int]) -> list[list]:
     """RandAugment's 14 operations (Cubuk et al. 2020) as torchvision defines them; magnitude 0 ... 1 of the range.
 
-    Each is called with (images, sign), sign +1 or -1; those that know no sign ignore it.
+    Each is [with sign +1, with sign -1], or one function if it knows no sign; they take and give images (B, 3, H, W).
     """
-    affine = partial(F.affine, angle=0.0, scale=1.0, fill=fill, center=[0.0, 0.0])
+    affine = partial(F.affine, angle=0.0, scale=1.0, fill=fill)
     shear, shift, enhance = math.degrees(math.atan(0.3 * magnitude)), int(150 / 331 * size * magnitude), 0.9 * magnitude
-    return [
-        lambda x, s: x,
-        lambda x, s: affine(x, translate=[0, 0], shear=[s * shear, 0.0]),
-        lambda x, s: affine(x, translate=[0, 0], shear=[0.0, s * shear]),
-        lambda x, s: F.affine(x, angle=0.0, translate=[s * shift, 0], scale=1.0, shear=[0.0, 0.0], fill=fill),
-        lambda x, s: F.affine(x, angle=0.0, translate=[0, s * shift], scale=1.0, shear=[0.0, 0.0], fill=fill),
-        lambda x, s: F.rotate(x, angle=s * 30.0 * magnitude, fill=fill),
-        lambda x, s: F.adjust_brightness(x, 1 + s * enhance),
-        lambda x, s: F.adjust_saturation(x, 1 + s * enhance),
-        lambda x, s: F.adjust_contrast(x, 1 + s * enhance),
-        lambda x, s: F.adjust_sharpness(x, 1 + s * enhance),
-        lambda x, s: F.posterize(x, 8 - round(4 * magnitude)),
-        lambda x, s: F.solarize(x, 255.0 * (1 - magnitude)),
-        lambda x, s: F.autocontrast(x),
-        lambda x, s: F.equalize(x),
-    ]
+    signed = [
+        lambda s: partial(affine, translate=[0, 0], shear=[s * shear, 0.0], center=[0.0, 0.0]),
+        lambda s: partial(affine, translate=[0, 0], shear=[0.0, s * shear], center=[0.0, 0.0]),
+        lambda s: partial(affine, translate=[s * shift, 0], shear=[0.0, 0.0]),
+        lambda s: partial(affine, translate=[0, s * shift], shear=[0.0, 0.0]),
+        lambda s: partial(F.rotate, angle=s * 30.0 * magnitude, fill=fill),
+        lambda s: partial(F.adjust_brightness, brightness_factor=1 + s * enhance),
+        lambda s: partial(F.adjust_saturation, saturation_factor=1 + s * enhance),
+        lambda s: partial(F.adjust_contrast, contrast_factor=1 + s * enhance),
+        lambda s: partial(F.adjust_sharpness, sharpness_factor=1 + s * enhance)]
+    return [[lambda x: x], *([op(1), op(-1)] for op in signed),
+            [partial(F.posterize, bits=8 - round(4 * magnitude))],
+            [partial(F.solarize, threshold=255.0 * (1 - magnitude))], [F.autocontrast], [F.equalize]]
 
 
-def one_operation(images: Tensor, u: Tensor, ops: list) -> Tensor:
-    """One of the operations for each image, with probability 1/2, in place. u: (B, 3), on CPU: grouping reads it."""
-    choice = (u[:, 1] * len(ops)).long()
-    for number, op in enumerate(ops):
-        for sign in (1, -1):
-            drew = (u[:, 0] < 0.5) & (choice == number) & ((u[:, 2] < 0.5) == (sign == 1))
-            which = drew.nonzero()[:, 0].to(images.device, non_blocking=True)
-            if len(which):
-                images[which] = op(images[which], sign)
-    return images
+def one_operation(images: Tensor, u: Tensor, ops: list[list]) -> Tensor:
+    """One of the operations for each image, with probability 1/2. u: (B, 3), on the CPU, which does the grouping."""
+    count = torch.tensor([len(signs) for signs in ops])
+    choice, minus = (u[:, 1] * len(ops)).long(), (u[:, 2] >= 0.5).long()
+    group = (count.cumsum(0) - count)[choice] + minus * (count[choice] - 1)             # (B,), number among all functions
+    group = torch.where(u[:, 0] < 0.5, group, count.sum())                              # the last group: no operation
+    place = group.argsort(stable=True).to(images.device, non_blocking=True)
+    parts = images[place].split(group.bincount(minlength=int(count.sum()) + 1).tolist())
+    calls = [op for signs in ops for op in signs]
+    parts = [op(part) if len(part) else part for op, part in zip([*calls, lambda x: x], parts, strict=True)]
+    return torch.empty_like(images).index_copy_(0, place, torch.cat(parts))
 
 
 def erase(images: Tensor, u: Tensor, *, probability: float, fill: list[int]) -> Tensor:
@@ -120,12 +123,14 @@ def erase(images: Tensor, u: Tensor, *, probability: float, fill: list[int]) -> 
     return torch.where(erased[:, None], colour, images)
 
 
+@full_float32()
 def augmented(images: Tensor, u: Tensor, source: Source, *, scale: list[float], rand_augment: int = 0,
               erasing: float = 0.0) -> Tensor:
     """Crop, flip, RandAugment, random erasing: (B, 3, H, W) uint8 on the device, u (B, COLUMNS) on CPU -> the same."""
     height, width = images.shape[2:]
-    crop, flip, first, second, last = u.split([RECTANGLE, 1, 3, 3, RECTANGLE + 1], dim=1)
-    crop, flip, last = (part.to(images.device, non_blocking=True) for part in (crop, flip, last))
+    parts = [RECTANGLE, 1, 3, 3, RECTANGLE + 1]
+    _, _, first, second, _ = u.split(parts, dim=1)
+    crop, flip, _, _, last = u.to(images.device, non_blocking=True).split(parts, dim=1)
     top, left, h, w, fitted = rectangles(crop, scale=scale, ratio=(3 / 4, 4 / 3), height=height, width=width,
                                          whole=True)
     zero = torch.zeros_like(top)                    # no try fitted: the whole image

@@ -1,7 +1,8 @@
 """A data set that lives on the device as uint8 and is augmented there, many images at a time.
 
 CIFAR is 150 MB: it fits, and worker processes cannot feed a GPU that trains a small model. An image's draws are again
-a function of (seed, epoch, index): each epoch has a table of uniform numbers, a row for each image.
+a function of (seed, epoch, index): each epoch has a table of uniform numbers, a row for each image. On a GPU an epoch is
+augmented before its first step, as far as memory allows: torchvision's functions wait for the device, which is idle then.
 """
 from collections.abc import Iterator
 
@@ -15,7 +16,8 @@ from .batches import Batches, check
 from .device_augment import COLUMNS, augmented
 from .sources import Source
 
-CHUNK = 4096            # images augmented together: enough to fill a GPU
+CHUNK = 4096            # images augmented together on a CPU
+BYTES = 20              # that augmentation needs at its peak for each of their values; 15 were measured
 
 
 class DeviceBatches:
@@ -33,18 +35,17 @@ class DeviceBatches:
             labels.append(label)
         self.images = torch.stack(images).to(device)                                    # (size, 3, H, W) uint8
         self.labels = torch.tensor(labels, device=device)                               # (size,)
+        self.together = max(CHUNK, free_memory(device) // 3 // (BYTES * self.images[0].numel()))
 
     def __len__(self) -> int:
         return len(self.order)
 
     def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of this process in this epoch, from step `start` on."""
-        self.order.position = (epoch, start)
-        steps = [torch.tensor([index for _, index in keys]) for keys in self.order]
-        u = None
+        steps, u = self.order.shares(epoch, start), None
         if self.augment:
             u = torch.rand(len(self.labels), COLUMNS, generator=generator("images", self.order.seed, epoch))
-        together = max(1, CHUNK // self.batch_size)
+        together = max(1, self.together // max(map(len, steps), default=1))
         for position in range(0, len(steps), together):
             chunk = steps[position:position + together]
             index = torch.cat(chunk)
@@ -54,3 +55,8 @@ class DeviceBatches:
                 images = augmented(images, u[index], self.source, **self.augment)
             sizes = [len(step) for step in chunk]
             yield from zip(images.split(sizes), labels.split(sizes), strict=True)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that a GPU has left; 0 for other devices."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0

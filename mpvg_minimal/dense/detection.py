@@ -1,6 +1,7 @@
 """Detection: torchvision's FCOS on a pyramid made of the tokens after the last norm, scored by pycocotools.
 
 Sources: the feature pyramid is ViTDet's (Li et al. 2022), the detector FCOS (Tian et al. 2019). Trained by dense.py.
+A training step waits for the device where FCOS's own loss picks the matched anchors, and a test where FCOS picks boxes.
 Shapes: B images, h x w the grid of patches of size P, D width, C channels, M objects.
 """
 import contextlib
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torchvision.models.convnext import LayerNorm2d
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.fcos import FCOS, FCOSHead
+from torchvision.models.detection.image_list import ImageList
 
 from ..runtime import distributed
 from ..training.task import Task, evaluate_batches
@@ -54,11 +56,9 @@ class Detector(nn.Module):
 
     def __init__(self, vit: ViT, num_classes: int, *, channels: int, levels: list[float], convs: int, padding: str):
         super().__init__()
-        (height, width), patch = vit.patch_embed.image_size, vit.patch_embed.patch_size
-        pyramid = FeaturePyramid(vit, channels, levels)
+        pyramid, patch = FeaturePyramid(vit, channels, levels), vit.patch_embed.patch_size
         strides = tuple((int(patch / level),) for level in levels)          # FCOS: one anchor, as large as the stride
-        self.fcos = FCOS(pyramid, num_classes, min_size=min(height, width), max_size=max(height, width),
-                         image_mean=[0.0] * 3, image_std=[1.0] * 3, size_divisible=1, score_thresh=0.05,
+        self.fcos = FCOS(pyramid, num_classes, score_thresh=0.05,
                          anchor_generator=AnchorGenerator(strides, ((1.0,),) * len(levels)),
                          head=FCOSHead(channels, 1, num_classes, convs))
         for module in self.modules():
@@ -70,11 +70,22 @@ class Detector(nn.Module):
         return self.fcos.backbone.vit
 
     def forward(self, images: Tensor, objects: Tensor | None = None) -> Any:
-        targets = None
-        if objects is not None:
-            counted = [rows[(rows[:, 0] >= 0) & (rows[:, 5] == 0)] for rows in objects]
-            targets = [{"labels": rows[:, 0].long(), "boxes": rows[:, 1:5]} for rows in counted]
-        return self.fcos(list(images), targets)
+        """The parts of FCOS.forward that images of one size need, which are normalized already.
+
+        Anchors, boxes and losses are float32: bfloat16 knows a place at 220 pixels to half a pixel.
+        """
+        fcos, sizes = self.fcos, [tuple(images.shape[2:])] * len(images)
+        maps = [level.float() for level in fcos.backbone(images).values()]              # (B, C, h, w) of each level
+        outputs = {name: value.float() for name, value in fcos.head(maps).items()}      # (B, all anchors, ...)
+        anchors = fcos.anchor_generator(ImageList(images, sizes), maps)
+        counts = [level.shape[2] * level.shape[3] for level in maps]
+        if self.training:
+            counted = (objects[:, :, :1] >= 0) & (objects[:, :, 5:] == 0)               # (B, M, 1)
+            boxes = torch.where(counted, objects[:, :, 1:5], -1.0)      # outside the image, so no anchor matches it:
+            targets = [{"labels": labels, "boxes": rows} for labels, rows in zip(objects[:, :, 0].long(), boxes)]
+            return fcos.compute_loss(targets, outputs, anchors, counts)  # to select rows would wait for each image
+        split = {name: list(value.split(counts, dim=1)) for name, value in outputs.items()}
+        return fcos.postprocess_detections(split, [list(each.split(counts)) for each in anchors], sizes)
 
 
 def detection_loss(model: nn.Module, images: Tensor, objects: Tensor, *,
@@ -90,7 +101,7 @@ def evaluate_detector(model: nn.Module, batches: Any, **options: Any) -> dict[st
     found, truths = [], []
     for detections, objects in evaluate_batches(model, batches, **options):
         found += [{key: value.cpu() for key, value in image.items()} for image in detections]
-        truths += [rows[rows[:, 0] >= 0].cpu() for rows in objects]
+        truths += [rows[rows[:, 0] >= 0] for rows in objects.cpu()]
     parts = distributed.gathered((found, truths))
     return average_precision([f for part in parts for f in part[0]], [t for part in parts for t in part[1]])
 

@@ -6,7 +6,8 @@
 Machines are shared and noisy, so what counts is the ratio: each candidate takes turns with PE once, and its ratio is
 the median over many rounds of PE-once's time by its own in the same round. Many short rounds are worth more than few
 long ones, since what disturbs a machine lasts for seconds: hence the small batches on CPU, and for inference half
-the batch and four times as many rounds. The ratio of PE once to a copy of itself shows what is left of the noise.
+the batch and four times as many rounds. A GPU gets batches that fill it, for inference four times the batch. The
+ratio of PE once to a copy of itself shows what is left of the noise.
 Training is `train_step` from training/loop.py for everybody, peers included. Shapes: B images.
 """
 import statistics
@@ -23,7 +24,7 @@ from ..training.loop import train_step
 from ..training.recipes import CIFAR
 from ..training.run import autocast, start_run
 from ..vit import SIZES
-from .measure import forward_flops, header, interleaved, kept_for_backward, peak_memory, write
+from .measure import allocated, forward_flops, header, interleaved, kept_for_backward, peak_memory, write
 
 SCHEDULES = ("once", "none", "lape", "pvg", "mpvg")         # the first is what the others are compared with
 COPY = "once, a copy"                                       # its true ratio is 1
@@ -49,33 +50,43 @@ def peer_models(name: str) -> dict[str, nn.Module]:
                                      depth=depth, heads=heads, mlp_dim=hidden, dim_head=width // heads)}
 
 
-def measure(name: str, device: torch.device, amp: torch.dtype | None, *, batch: int, rounds: int, compiled: bool,
-            peers: bool) -> list[dict[str, Any]]:
-    """A row for each schedule, for a copy of the first, for the folded MPVG, and for the peers."""
+def candidates(name: str, device: torch.device, *, peers: bool) -> dict[str, nn.Module]:
+    """All that are compared: the schedules, a copy of the first, the folded MPVG, the peers. Still on the CPU."""
     models = {schedule: SIZES[name](pe=schedule, pool="gap") for schedule in SCHEDULES}
     models[COPY] = SIZES[name](pe=SCHEDULES[0], pool="gap")
     models["mpvg, folded"] = fold_last_pe(models["mpvg"])
     if peers:
         models |= peer_models(name)
+        peer = models["vit-pytorch"]
+        peer.pos_embedding = peer.pos_embedding.to(device)      # its fixed PE is no buffer: else copied in every pass
+    return models
+
+
+def measure(name: str, device: torch.device, amp: torch.dtype | None, *, batch: int, rounds: int, compiled: bool,
+            peers: bool) -> list[dict[str, Any]]:
+    """A row for each of the candidates."""
+    models = candidates(name, device, peers=peers)
     size = models["once"].patch_embed.image_size
     images, labels = torch.randn(batch, 3, *size, device=device), torch.randint(10, (batch,), device=device)
-    few = images[:(batch + 1) // 2]
+    tested = images.repeat(4, 1, 1, 1) if device.type == "cuda" else images[:(batch + 1) // 2]
     trains, infers, rows = {}, {}, []
     for label, model in models.items():
+        before = allocated(device)
         model.to(device)
         row = {"model": name, "variant": label, "compiled": compiled, "batch": batch,
                "parameters": sum(p.numel() for p in model.parameters()),
                "gflop_forward": forward_flops(model, images) / 1e9}
         if label != "mpvg, folded":
-            row["kept_mb_per_image"] = kept_for_backward(model, images) / batch / 1e6
+            row["kept_mb_per_image"] = kept_for_backward(model, images, autocast(device, amp)) / batch / 1e6
             run = start_run(model, CIFAR, out=Path(), device=device, amp=amp, compiled="default" if compiled else None)
             trains[label] = lambda run=run: (run.model.train(), train_step(run, images, labels, lr=1e-4))
-            row["peak_mb"] = peak_memory(trains[label], device)
+            row["peak_mb"] = peak_memory(trains[label], device, before)
         elif compiled:
             model.compile(dynamic=False)
-        infers[label] = lambda model=model: infer(model.eval(), few, device, amp)
+        infers[label] = lambda model=model: infer(model.eval(), tested, device, amp)
         rows.append(row)
-    for what, calls, count, number in (("train", trains, batch, rounds), ("inference", infers, len(few), 4 * rounds)):
+    for what, calls, count, number in (("train", trains, batch, rounds),
+                                       ("inference", infers, len(tested), 4 * rounds)):
         for row in rows:
             if row["variant"] in calls:
                 turns = {name: calls[name] for name in (SCHEDULES[0], row["variant"])}

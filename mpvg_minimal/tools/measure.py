@@ -4,6 +4,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -59,26 +60,44 @@ def forward_flops(model: nn.Module, images: Tensor) -> int:
     return counter.get_total_flops()
 
 
-def kept_for_backward(model: nn.Module, images: Tensor) -> int:
-    """Bytes of activations that a training step keeps for its backward pass, parameters not counted."""
-    storages = {}
+def kept_for_backward(model: nn.Module, images: Tensor, autocast: Any = nullcontext()) -> int:
+    """Bytes of activations that a training step keeps for its backward pass.
+
+    Parameters are not counted, nor their copies in autocast's type.
+    """
+    storages = {p.untyped_storage()._cdata: 0 for p in model.parameters()}
 
     def pack(tensor: Tensor) -> Tensor:
-        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        size = 0 if copies_parameter(tensor.grad_fn) else tensor.untyped_storage().nbytes()
+        storages.setdefault(tensor.untyped_storage()._cdata, size)
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), autocast:
         output = model(images)
-    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
     del output
-    return sum(size for pointer, size in storages.items() if pointer not in own)
+    return sum(storages.values())
 
 
-def peak_memory(call: Callable, device: torch.device) -> float | None:
-    """MB that one training step needs at its peak; None where the device does not tell (CPU)."""
+def copies_parameter(function: Any) -> bool:
+    """Whether a tensor with this grad_fn was computed from one parameter alone, without anything else."""
+    while function is not None and not hasattr(function, "variable"):
+        function = function.next_functions[0][0] if len(function.next_functions) == 1 else None
+    return function is not None
+
+
+def allocated(device: torch.device) -> int:
+    """Bytes of a GPU's memory that tensors take now; 0 for other devices."""
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+
+
+def peak_memory(call: Callable, device: torch.device, before: int) -> float | None:
+    """MB that one training step needs at its peak; None where the device does not tell (CPU).
+
+    before: what was `allocated` before the model was put there, so that other models that are alive do not count.
+    """
     if device.type != "cuda":
         return None
     call()
     torch.cuda.reset_peak_memory_stats(device)
     call()
-    return torch.cuda.max_memory_allocated(device) / 1e6
+    return (torch.cuda.max_memory_allocated(device) - before) / 1e6

@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from student import Student, describe
+
+os.environ["CUDA_VISIBLE_DEVICES"] = ""                # before torch is imported: the tests run on the CPU
+from student import Student, describe  # noqa: E402
 
 REPORT = os.environ.pop("ASSIGNMENTS_REPORT", None)     # grade.py reads this file; no submission is imported yet
 FAILED = pytest.fail.Exception                          # now, not later: a submission might put something else there
