@@ -173,33 +173,3 @@ def test_the_command_measures_every_schedule_and_the_folded_model(tmp_path, flag
     kept = measure.kept_for_backward(vit_nano(pe="mpvg"), torch.randn(3, 3, 32, 32))
     assert rows["mpvg"]["kept_mb_per_image"] == pytest.approx(kept / 3e6)
     assert cost.table(result["rows"]) in done.stdout
-
-
-def test_the_readmes_table_is_drawn_from_the_measurement():
-    files = (ROOT / "results" / f"cost_cpu{kind}.json" for kind in ("", "_compiled"))
-    rows = [row for file in files for row in json.loads(file.read_text())["rows"]]
-    readme = " ".join((ROOT / "README.md").read_text().split())
-    assert " ".join(cost.short_table(rows).split()) in readme
-    control = [row[f"{what}_ratio"] for row in rows for what in ("train", "inference") if row["variant"] == cost.COPY]
-    assert f"whose true ratio is 1, lies between {min(control):.3f} and {max(control):.3f}" in readme
-    timm = [sorted(row[f"{what}_ratio"] for row in rows for what in ("train", "inference")
-                   if row["variant"] == "timm" and row["compiled"] == compiled) for compiled in (False, True)]
-    eager, compiled = (f"{ratios[0]:.3f} to {ratios[-1]:.3f}" for ratios in timm)
-    assert f"not compiled it is at {eager} of our images/s, compiled at {compiled}." in readme
-    peer = [row["train_ratio"] for row in rows if row["variant"] == "vit-pytorch"]
-    assert f"it trains at {min(peer):.3f} to {max(peer):.3f} of our images/s" in readme
-
-
-def test_the_readmes_other_figures_are_drawn_from_the_measurements():
-    def part(name, of):
-        return json.loads((ROOT / "results" / f"{name}.json").read_text())[of]
-
-    kept, plain = (part(f"{folder}throughput_cpu_vit_nano_batch", "batch") for folder in ("", "plain/"))
-    lite, nano = (part(f"throughput_cpu_vit_{size}_processes", "processes")["efficiency"] for size in ("lite", "nano"))
-    relative = ", ".join(f"{kept[size] / kept['128']:.2f}" for size in ("256", "512", "1024", "2048", "4096"))
-    readme = " ".join((ROOT / "README.md").read_text().split())
-    for sentence in (f"reaches {part('throughput_cpu_vit_lite_limit', 'limit')['share']:.2f} of the FLOP/s of a 2048",
-                     f"`vit_nano` trains at {relative} images/s with 256",
-                     f"4096 falls to {plain['4096'] / plain['128']:.2f} (",
-                     f"do {lite:.2f} of twice the work of one alone", f"or {nano:.2f} with the same for `vit_nano`"):
-        assert sentence in readme, sentence

@@ -1,0 +1,93 @@
+"""Every figure on results/README.md and in the README comes from the JSON files in results/."""
+import json
+import re
+import sys
+
+import pytest
+from conftest import ROOT
+
+sys.path.insert(0, str(ROOT / "tutorials"))
+import grid_findings  # noqa: E402
+import grid_report  # noqa: E402
+import results_page  # noqa: E402
+
+from mpvg_minimal.tools import cost  # noqa: E402
+
+
+def flat(path: str) -> str:
+    return " ".join((ROOT / path).read_text().split())
+
+
+def measured(name: str):
+    return json.loads((ROOT / "results" / f"{name}.json").read_text())
+
+
+def test_the_page_is_what_its_command_writes():
+    assert results_page.page() == (ROOT / "results" / "README.md").read_text()
+
+
+def test_the_costs_on_the_page_by_another_way():
+    rows = [row for kind in ("", "_compiled") for row in measured(f"cost_cpu{kind}")["rows"]]
+    page = flat("results/README.md")
+    control = [row[f"{what}_ratio"] for row in rows for what in ("train", "inference") if row["variant"] == cost.COPY]
+    assert f"its true ratio is 1, we measured {min(control):.3f} to {max(control):.3f}" in page
+    timm = [sorted(row[f"{what}_ratio"] for row in rows for what in ("train", "inference")
+                   if row["variant"] == "timm" and row["compiled"] == compiled) for compiled in (False, True)]
+    eager, compiled = (f"{ratios[0]:.3f} to {ratios[-1]:.3f}" for ratios in timm)
+    assert f"it runs at {eager} of our images/s, compiled at {compiled}." in page
+
+
+def test_the_speeds_on_the_page_by_another_way():
+    kept, plain = (measured(f"{folder}throughput_cpu_vit_nano_batch")["batch"] for folder in ("", "plain/"))
+    lite, nano = (measured(f"throughput_cpu_vit_{size}_processes")["processes"]["efficiency"]
+                  for size in ("lite", "nano"))
+    relative = ", ".join(f"{kept[size] / kept['128']:.2f}" for size in ("256", "512", "1024", "2048", "4096"))
+    page = flat("results/README.md")
+    share = measured("throughput_cpu_vit_lite_limit")["limit"]["share"]
+    for sentence in (f"reaches {share:.2f} of the FLOP/s of a 2048",
+                     f"`vit_nano` trains at {relative} images/s with 256",
+                     f"4096 falls to {plain['4096'] / plain['128']:.2f}.",
+                     f"do {lite:.2f} of twice the work of one", f"or {nano:.2f} for `vit_nano`"):
+        assert sentence in page, sentence
+
+
+@pytest.mark.parametrize("file, cells", [
+    ("README.md", ["gap lape - gap once", "cls lape - cls once", "gap mpvg - gap pvg",
+                   "gap once, PE std 0.2 - gap once", "gap mpvg, free bias - gap mpvg"]),
+    ("results/README.md", ["gap once, PE std 0.2 - gap once", "gap lape - gap once, PE std 0.2", "gap once - cls once",
+                           "gap mpvg, stopped gradient - gap mpvg", "gap mpvg, sign flipped - gap mpvg"])])
+def test_the_differences_that_are_spoken_of(file, cells):
+    scores = {(run["cell"], run["seed"]): run["top1"] for run in measured("grid_cifar10_jpeg_reduced")}
+    text = flat(file).replace("−", "-")
+    for one, other in (cell.split(" - ") for cell in cells):
+        difference = grid_report.mean_and_error(grid_report.paired(scores, {one: 1, other: -1}), sign="+")
+        assert difference in text, (one, other)
+
+
+def test_the_readme_is_short_and_its_links_lead_somewhere():
+    text = (ROOT / "README.md").read_text()
+    assert len(text.split()) <= 1300
+    for link in re.findall(r"\]\(([^)#]+)\)", text):
+        assert link.startswith("https://") or (ROOT / link).exists(), link
+
+
+# What the runs say beyond accuracy, from runs made up by hand
+
+def run(cell: str, seed: int, r: list, shared: float, places: float, **more) -> dict:
+    epoch = {"correlation": r, "shared_correlation": [shared] * len(r), "place_correlation": [places] * len(r),
+             "beta_variance": [0.0, 0.02, 0.03], "shift_variance": [0.0, 0.02, 0.09], "norm_cosine": 0.5}
+    return {"cell": cell, "seed": seed, "settings": {}, "epochs": [epoch], "learnt_shift_variance": [0, 0, 0.07],
+            "zeroed": {"nothing": 60.0, "block 1": 55.0, "block 2": 40.0, "last norm": 59.0, "all": 10.0}, **more}
+
+
+def test_findings_of_made_up_runs():
+    runs = [run("gap mpvg", 0, [None, -0.2, -0.4], -0.9, 0.1), run("gap mpvg", 1, [None, -0.4, -0.6], -0.7, 0.3)]
+    by_place, shifts = grid_findings.correlations(runs), grid_findings.shifts(runs)
+    assert by_place[2:] == ["| gap mpvg | – | -0.30 ± 0.10 | -0.50 ± 0.10 | -0.80 ± 0.10 | +0.20 ± 0.10 |"]
+    assert shifts[2:] == ["| gap mpvg | 0.0300 ± 0.0000 | 0.0900 ± 0.0000 | 0.0700 ± 0.0000 | 0.500 ± 0.000 |"]
+    assert "| gap mpvg | -50.0 ± 0.0 | block 2: -20.0 ± 0.0 | -1.0 ± 0.0 |" in grid_findings.zeroed(runs)
+    deeper = [run("gap lape, 1 blocks", 0, [-0.1, None], 0, 0), *runs, run("gap lape", 0, [-0.1, -0.2, None], 0, 0)]
+    deeper[0]["settings"] = {"depth": 1}
+    assert grid_findings.by_depth(deeper)[2:] == [
+        "| 1 | -0.10 (one run) | – | – |", "| 2 | -0.20 (one run) | -0.30 ± 0.10 | -0.50 ± 0.10 |"]
+    assert grid_findings.correlations([]) == grid_findings.shifts([]) == grid_findings.zeroed([]) == []
