@@ -78,8 +78,8 @@ def _check(model: nn.Module, dense: bool) -> None:
     """W (f + c) + b is W f + (W c + b) for a plain linear head with a bias, and pooling that takes sums to sums."""
     lacking = [name for name in ("pe", "blocks", "last_norm", "head", "pool_tokens") if not hasattr(model, name)]
     if lacking:
-        raise ValueError(f"found a {type(model).__name__} without {', '.join(lacking)}, expected a ViT of this package: "
-                         "only its PE can be folded")
+        raise ValueError(f"found a {type(model).__name__} without {', '.join(lacking)}, expected a ViT of this "
+                         "package: only its PE can be folded")
     last_pe = model.pe()[2]
     if dense or last_pe is None:
         return
@@ -91,5 +91,5 @@ def _check(model: nn.Module, dense: bool) -> None:
     a, b = torch.randn(2, *last_pe.shape, generator=generator, dtype=torch.float64).to(last_pe)     # (1, N, D) each
     pooled, parts = model.pool_tokens(a + b).float(), (model.pool_tokens(a) + model.pool_tokens(b)).float()
     if not torch.allclose(pooled, parts, rtol=0.02, atol=0.02):     # half precision is as exact as this
-        raise ValueError(f"the pooling of this {type(model).__name__} does not take sums to sums, so PE at the last norm "
-                         f"is no bias: {way_on}")
+        raise ValueError(f"the pooling of this {type(model).__name__} does not take sums to sums, so PE at the last "
+                         f"norm is no bias: {way_on}")

@@ -8,7 +8,14 @@ import torchvision
 from test_adapt import HELPERS, encoder, swin, torchvision_vit
 from torch import nn
 
-from mpvg_minimal.adapt import NormWithPE, adapt_encoder, adapt_swin, adapt_timm_vit, adapt_torchvision_vit, add_layerwise_pe
+from mpvg_minimal.adapt import (
+    NormWithPE,
+    adapt_encoder,
+    adapt_swin,
+    adapt_timm_vit,
+    adapt_torchvision_vit,
+    add_layerwise_pe,
+)
 
 
 def timm_vit(**options):
@@ -73,7 +80,8 @@ def test_the_norms_that_are_given_are_watched_too():
 
     refused(adapt([layer.ln_2 for layer in layers]), model, r"encoder_layer_1\.ln_2 does not receive")
     refused(adapt([layer.ln_1 for layer in reversed(layers)]), model, "in the order of the forward pass")
-    refused(adapt([layer.ln_1 for layer in layers], prefix=1), model, r"\(2, 17, 16\) arrive .* PE has shape \(1, 18, 16\)")
+    refused(adapt([layer.ln_1 for layer in layers], prefix=1), model,
+            r"\(2, 17, 16\) arrive .* PE has shape \(1, 18, 16\)")
     example = torch.empty(2, 3, 20, 20)
     refused(adapt([layer.ln_1 for layer in layers]), model, "Wrong image height")
     model.encoder.layers[2].unused = nn.LayerNorm(16)
@@ -150,7 +158,8 @@ def test_tokens_without_a_place_are_given_no_pe(schedule):
 
 
 def test_tokens_that_come_late_or_go_early_are_seen():
-    refused(adapt_timm_vit, named("cait_xxs24_224"), r"\(2, 197, 192\) arrive at norm, but PE has shape \(1, 196, 192\)")
+    refused(adapt_timm_vit, named("cait_xxs24_224"),
+            r"\(2, 197, 192\) arrive at norm, but PE has shape \(1, 196, 192\)")
     refused(adapt_timm_vit, named("convit_tiny"), r"arrive at blocks\.10\.norm1")
     refused(adapt_timm_vit, timm_vit(patch_drop_rate=0.5), r"\(2, 9, 16\) arrive at blocks\.1\.norm1.*in training too")
 
@@ -191,7 +200,7 @@ def test_timms_others_are_refused(name, options, message):
 
 
 def test_looking_leaves_no_trace():
-    """One pass to look at the model: modes, buffers and random numbers are as before, also with BatchNorm and dropout."""
+    """One pass to look at the model: modes, buffers, random numbers are as before, also with BatchNorm and dropout."""
     model = torchvision_vit()
     model.conv_proj = nn.Sequential(model.conv_proj, nn.BatchNorm2d(16), nn.Dropout(0.5))
     model.encoder.layers[1].eval()

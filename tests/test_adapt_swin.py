@@ -166,7 +166,8 @@ def test_what_is_no_swin_or_no_size_is_refused_before_it_is_touched():
                                  (torchvision.models.resnet18(), 224, "ResNet without features"),
                                  (nn.Sequential(), 224, "Sequential without features"),
                                  (swin(), (16, 16, 3), r"image size is \(16, 16, 3\)"), (swin(), 1, "at least 2"),
-                                 (adapt_swin(swin(), 16, "once"), 16, "already"), (adapt_swin(swin(), 16), 16, "already")]:
+                                 (adapt_swin(swin(), 16, "once"), 16, "already"),
+                                 (adapt_swin(swin(), 16), 16, "already")]:
         before = [(name, id(module)) for name, module in model.named_modules()], list(model.state_dict())
         with pytest.raises(ValueError, match=message):
             adapt_swin(model, size)

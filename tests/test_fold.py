@@ -115,8 +115,9 @@ class Sharper(nn.Linear):
         return super().forward(x).square()
 
 
-HEADS = {"nn.Linear without a bias": lambda width: nn.Linear(width, 5, bias=False), "is Identity": lambda _: nn.Identity(),
-         "is Sharper": lambda width: Sharper(width, 5), "is Sequential": lambda width: nn.Sequential(nn.Linear(width, 5))}
+HEADS = {"nn.Linear without a bias": lambda width: nn.Linear(width, 5, bias=False),
+         "is Identity": lambda width: nn.Identity(), "is Sharper": lambda width: Sharper(width, 5),
+         "is Sequential": lambda width: nn.Sequential(nn.Linear(width, 5))}
 
 
 @torch.no_grad()

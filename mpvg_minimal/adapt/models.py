@@ -33,8 +33,8 @@ def adapt_timm_vit(model: nn.Module, schedule: str | PESchedule = "mpvg", *, sta
     norms, pe = first_norms(part(model, "blocks", takes), "norm1", takes), part(model, "pos_embed", takes)
     if not isinstance(pe, nn.Parameter):
         found = "None" if pe is None else f"a {type(pe).__name__}"
-        raise ValueError(f"pos_embed of this {type(model).__name__} is {found}, expected an nn.Parameter: layer-wise PE "
-                         "hands on a learnt absolute PE; build the model with one, if it has the option")
+        raise ValueError(f"pos_embed of this {type(model).__name__} is {found}, expected an nn.Parameter: layer-wise "
+                         "PE hands on a learnt absolute PE; build the model with one, if it has the option")
     if getattr(model, "dynamic_img_size", False):
         raise ValueError("dynamic_img_size=True resamples PE at the input for each image size, and the delivered PE "
                          "would keep the old grid: build the model for one size (img_size=..., dynamic_img_size=False)")

@@ -28,7 +28,7 @@ def adapt_swin(model: nn.Module, image_size: int | tuple[int, int], schedule: st
                start: str = "fresh") -> nn.Module:
     """torchvision's `SwinTransformer` (not V2, which normalizes after the attention), for images of this size.
 
-    Blocks are counted through all stages. The names "pvg" and "mpvg" start at block 1; a `PESchedule` is taken as it is.
+    Blocks are counted through all stages. The names "pvg" and "mpvg" start at block 1; a `PESchedule` stays as it is.
     """
     takes = "torchvision's SwinTransformer"
     features, last_norm = part(model, "features", takes), part(model, "norm", takes)
@@ -51,12 +51,12 @@ def adapt_swin(model: nn.Module, image_size: int | tuple[int, int], schedule: st
 
 @torch.no_grad()
 def resize_swin_pe(model: nn.Module, image_size: int | tuple[int, int]) -> nn.Module:
-    """A copy of an adapted Swin for images of another size: p_0 is interpolated (bicubic, antialiased) as in `resize_pe`.
+    """A copy of an adapted Swin for images of another size: p_0 is interpolated as in `resize_pe`.
 
     Every delivered PE follows, since only p_0 is stored. With the same size the logits are bitwise the same.
     """
     if getattr(model, "pos_embed", None) is None or not hasattr(model, "features"):
-        raise ValueError(f"this {type(model).__name__} has no p_0 of a Swin: adapt it first, adapt_swin(model, image_size)")
+        raise ValueError(f"this {type(model).__name__} has no p_0 of a Swin: adapt it first, adapt_swin(model, size)")
     model, grid = copy.deepcopy(model), _grid(model, image_size)
     p = model.pos_embed                                             # (1, H, W, D)
     if tuple(p.shape[1:3]) != grid:
