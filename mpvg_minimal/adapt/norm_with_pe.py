@@ -53,7 +53,7 @@ class _Adding(nn.Module):
             p = pad(p, (0, 0, self.prefix, 0))                      # (1, N, D) -> (1, prefix + N, D)
         if not fits(x.shape, p.shape, self.batch_dim):
             raise ValueError(f"tokens of shape {tuple(x.shape)} do not fit PE of shape {tuple(p.shape)}: give the "
-                             "model inputs of the size that it was adapted for (a Swin: resize_swin_pe gives it another)")
+                             "model inputs of the size that it was adapted for (resize_swin_pe gives a Swin another)")
         return x + (p if self.gate is None else self.gate * p)
 
 
