@@ -53,7 +53,9 @@ def fold_last_pe(model: nn.Module, *, dense: bool = False) -> nn.Module:
     mode and asks for no gradient of its weights; the model is untouched.
     dense: for heads that use every token PE at the last norm is no mere bias, as it differs from token to token.
     So it stays, as one more norm's constant, LN'_last(p), and the copy gives the same tokens (B, N, D) too.
+    ValueError for what is no `ViT`, and for a head or a pooling that is not linear, unless dense.
     """
+    _check(model, dense)
     folded = copy.deepcopy(model).eval()
     input_pe, block_pes, last_pe = folded.pe()
     for block, pe in zip(folded.blocks, block_pes):
@@ -70,3 +72,24 @@ def fold_last_pe(model: nn.Module, *, dense: bool = False) -> nn.Module:
             folded.head.bias += (c @ folded.head.weight.T)[0]       # (1, D) @ (D, K) -> (K,)
     folded.pe = ConstantPE(input_pe, len(block_pes))
     return folded.requires_grad_(False)
+
+
+def _check(model: nn.Module, dense: bool) -> None:
+    """W (f + c) + b is W f + (W c + b) for a plain linear head with a bias, and pooling that takes sums to sums."""
+    lacking = [name for name in ("pe", "blocks", "last_norm", "head", "pool_tokens") if not hasattr(model, name)]
+    if lacking:
+        raise ValueError(f"found a {type(model).__name__} without {', '.join(lacking)}, expected a ViT of this "
+                         "package: only its PE can be folded")
+    last_pe = model.pe()[2]
+    if dense or last_pe is None:
+        return
+    head, way_on = model.head, "use dense=True, which leaves PE at the last norm in place"
+    if type(head) is not nn.Linear or head.bias is None:
+        found = "nn.Linear without a bias" if type(head) is nn.Linear else type(head).__name__
+        raise ValueError(f"the head is {found}, but PE can only be folded into the bias of a plain nn.Linear: {way_on}")
+    generator = torch.Generator().manual_seed(0)
+    a, b = torch.randn(2, *last_pe.shape, generator=generator, dtype=torch.float64).to(last_pe)     # (1, N, D) each
+    pooled, parts = model.pool_tokens(a + b).float(), (model.pool_tokens(a) + model.pool_tokens(b)).float()
+    if not torch.allclose(pooled, parts, rtol=0.02, atol=0.02):     # half precision is as exact as this
+        raise ValueError(f"the pooling of this {type(model).__name__} does not take sums to sums, so PE at the last "
+                         f"norm is no bias: {way_on}")

@@ -135,21 +135,6 @@ def test_once_adds_a_new_pe_to_the_tokens_and_nowhere_else():
     assert not any(isinstance(m, NormWithPE) for m in model.modules())
 
 
-def test_swin_delivers_each_stages_own_pe():
-    """The first block of a stage gets x + p, the second LN(x) + LN'(p), the last norm LN(x) + LN'(p_0 of the last)."""
-    _, model, images = adapted("swin")
-    first, second = model.eval().features[1], model.features[3]
-    assert first.pos_embed.shape == (1, 8, 8, 16) and second.pos_embed.shape == (1, 4, 4, 32)
-    seen = {}
-    for name, module in (("in", first[0].norm1), ("norm", first[1].norm1.norm), ("pe", first[1].norm1),
-                         ("x", model.norm.norm), ("y", model.norm)):
-        module.register_forward_hook(lambda _, i, o, n=name: seen.update({n: (i[0], o)}))
-    model(images)
-    torch.testing.assert_close(seen["in"][0], model.features[0](images) + first.pos_embed)
-    torch.testing.assert_close(seen["pe"][1], seen["norm"][1] + first[1].norm1.pe_norm(first.pos_embed))
-    torch.testing.assert_close(seen["y"][1], seen["x"][1] + model.norm.pe_norm(second.pos_embed))
-
-
 @every_helper
 @pytest.mark.parametrize("schedule", ["pvg", "mpvg"])
 def test_start_same_has_the_old_outputs_and_gradients_within_two_steps(helper, schedule):

@@ -16,7 +16,10 @@ from mpvg_minimal.tools.export import export
 def test_the_files_give_the_models_outputs(kind, tmp_path):
     model = spread(Segmenter(vit(), 3) if kind == "segmenter" else vit(pool=kind[-3:]))
     before = {name: value.clone() for name, value in model.state_dict().items()}
+    modes = [part.training for part in model.train().modules()]
     difference = export(model, (16, 24), tmp_path)
+    assert [part.training for part in model.modules()] == modes and model.training      # its own mode, not evaluation's
+    model.eval()
     scale = model(torch.randn(5, 3, 16, 24)).abs().max().item()
     assert difference["model.pt2"] < 1e-5 * scale
     if all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime")):

@@ -106,3 +106,47 @@ def test_a_folded_model_gives_the_gradient_of_the_images():
 def test_a_folded_model_is_not_measured(dense):
     with pytest.raises(ValueError, match="folded into constants: measure it before folding"):
         counterbalance(fold_last_pe(tiny("mpvg"), dense=dense), random_images(3))
+
+
+class Sharper(nn.Linear):
+    """A head that only inherits: not linear, so a bias cannot stand for PE."""
+
+    def forward(self, x):
+        return super().forward(x).square()
+
+
+HEADS = {"nn.Linear without a bias": lambda width: nn.Linear(width, 5, bias=False),
+         "is Identity": lambda width: nn.Identity(), "is Sharper": lambda width: Sharper(width, 5),
+         "is Sequential": lambda width: nn.Sequential(nn.Linear(width, 5))}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("message", HEADS)
+def test_a_head_that_is_not_plainly_linear_is_refused_unless_dense(message):
+    for known in ("mpvg", "pvg"):
+        model, images = tiny(known), random_images()
+        model.head = HEADS[message](model.head.in_features).double()
+        if known == "mpvg":
+            with pytest.raises(ValueError, match=f"{message}.*dense=True"):
+                fold_last_pe(model)
+        else:                                                       # no PE at the last norm: any head will do
+            torch.testing.assert_close(fold_last_pe(model)(images), model(images), rtol=0, atol=1e-10)
+        torch.testing.assert_close(fold_last_pe(model, dense=True)(images), model(images), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("pool", [lambda tokens: tokens.amax(1), lambda tokens: tokens.mean(1) ** 2,
+                                  lambda tokens: (tokens.softmax(1) * tokens).sum(1)])
+def test_a_pooling_that_is_not_linear_is_refused(pool):
+    model = tiny("mpvg")
+    model.pool_tokens = pool
+    with pytest.raises(ValueError, match="does not take sums to sums.*dense=True"):
+        fold_last_pe(model)
+    model.pool_tokens = lambda tokens: tokens.sum(1) / 7            # linear, and none of ours
+    with torch.no_grad():
+        images = random_images()
+        torch.testing.assert_close(fold_last_pe(model)(images), model.eval()(images), rtol=0, atol=1e-10)
+
+
+def test_what_is_no_vit_of_ours_is_refused():
+    with pytest.raises(ValueError, match="found a Linear without pe, blocks.*expected a ViT"):
+        fold_last_pe(nn.Linear(2, 2))

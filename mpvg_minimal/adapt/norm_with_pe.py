@@ -1,64 +1,100 @@
-"""A norm that also delivers PE, in the place of a norm that a model has already; adapt.py puts it there.
+"""A norm that also delivers PE. It stands in the place of a norm that a model has already; deliver.py puts it there.
 
-`NormWithPE` adds the delivered PE to what the norm gives; that is all there is to x + MSA(LN(x) + p_l) and to
-y = LN(x) + LN'_last(p_0). A norm has to know where its PE comes from, and a copy of the model must look in the copy.
-So each keeps a `Source`: a module and the name of what to read there, the parameter p_0 or the norm before.
-`copy.deepcopy`, and with it an averaged model, carries such a reference over into the copy. Nothing is remembered
-between layers: each reads its chain anew, L (L - 1) / 2 LayerNorms on (1, N, D), small beside a block on (B, N, D).
+`NormWithPE` adds the delivered PE to the output of the norm: x + MSA(LN(x) + p_l), and y = LN(x) + LN'_last(p_0).
+Each one knows its `Source`: the module and the attribute where its PE is read, which is p_0 or the norm before.
+`copy.deepcopy` carries these references into the copy, so a copy or an averaged model reads its own PE. Nothing is
+stored between layers: each norm computes its chain anew, L (L - 1) / 2 LayerNorms on (1, N, D) in a forward pass.
+That is little beside the blocks, which work on (B, N, D).
 
 Source: equations as in layerwise_pe.py; the rest is ours. Shapes: B inputs, N tokens, D width.
 """
+from typing import NamedTuple
+
+import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
-Source = tuple[nn.Module, str]      # in a tuple, so that it is a reference and does not become a submodule
+
+class Source(NamedTuple):
+    """Where a norm reads its PE: attribute `name` of `module`, then through the modules in `through`, in order.
+
+    A tuple, because a module kept in a tuple is a reference and does not become a submodule.
+    """
+
+    module: nn.Module
+    name: str
+    through: tuple[nn.Module, ...] = ()         # a Swin's patch mergings, which take PE from stage to stage
+
+    def then(self, module: nn.Module) -> "Source":
+        return self._replace(through=(*self.through, module))
+
+    def read(self) -> Tensor:
+        p = getattr(self.module, self.name)
+        for module in self.through:
+            p = module.forward(p)               # not module(p): its hooks are meant for tokens and must not see PE
+        return p
 
 
-class NormWithPE(nn.Module):
-    """x (B, N, D) -> LN(x) + LN'(p), with p read from `source`; in any layout that p broadcasts to.
+class _Adding(nn.Module):
+    """What adds PE to tokens. gate: (D,) zeros that multiply PE, to begin as without it; or no gate.
 
-    gate: begin with LN(x) + 0 * LN'(p). The gate (D,) is not in the chain that later layers read: affines of zero
-    would hand on zeros, and starve them. eps is NaN on purpose: in eval mode `nn.TransformerEncoderLayer` has a
-    fused path that reads the norm's weights and never calls it, so PE would be lost without a word. It compares
-    the eps of its two norms first, and NaN equals nothing.
+    batch_dim: the dimension of the inputs, where PE has size 1. prefix: the number of tokens before those that p_0
+    is for, such as a class token without a place; they are given no PE.
+    """
+
+    def __init__(self, source: Source, width: int, *, gate: bool, batch_dim: int = 0, prefix: int = 0,
+                 device: torch.device | None = None, dtype: torch.dtype | None = None):
+        super().__init__()
+        self.source, self.batch_dim, self.prefix = source, batch_dim, prefix
+        self.gate = nn.Parameter(torch.zeros(width, device=device, dtype=dtype)) if gate else None
+
+    def add(self, x: Tensor, p: Tensor) -> Tensor:
+        if self.prefix:
+            p = pad(p, (0, 0, self.prefix, 0))                      # (1, N, D) -> (1, prefix + N, D)
+        if not fits(x.shape, p.shape, self.batch_dim):
+            raise ValueError(f"tokens of shape {tuple(x.shape)} do not fit PE of shape {tuple(p.shape)}: give the "
+                             "model inputs of the size that it was adapted for (resize_swin_pe gives a Swin another)")
+        return x + (p if self.gate is None else self.gate * p)
+
+
+class NormWithPE(_Adding):
+    """x (B, N, D) -> LN(x) + LN'(p), with p read from `source`; for Swin in the layout (B, H, W, D).
+
+    gate: begin with LN(x) + 0 * LN'(p). Later layers read LN'(p) without the gate: LN' with weights of zero would
+    give them zeros to normalize, and no gradient. eps is NaN on purpose: in eval mode `nn.TransformerEncoderLayer`
+    has a fused path that reads the norm's weights and never calls the norm, so PE would be lost without an error.
+    The layer takes that path only if the eps of its two norms are equal, and NaN equals nothing.
     """
 
     eps = float("nan")
 
-    def __init__(self, norm: nn.Module, source: Source, *, gate: bool):
-        super().__init__()
-        p = getattr(*source)
-        self.norm, self.source = norm, source
-        self.pe_norm = nn.LayerNorm(p.shape[-1], eps=1e-6, device=p.device, dtype=p.dtype)
-        self.gate = nn.Parameter(p.new_zeros(p.shape[-1])) if gate else None
+    def __init__(self, norm: nn.Module, source: Source, width: int, **options):
+        super().__init__(source, width, **options)
+        factory = {name: options[name] for name in ("device", "dtype") if name in options}
+        self.norm, self.pe_norm = norm, nn.LayerNorm(width, eps=1e-6, **factory)
 
     @property
     def delivered(self) -> Tensor:
         """p_l = LN'_l(p_{l-1}), (1, N, D)."""
-        return self.pe_norm(getattr(*self.source))
+        return self.pe_norm(self.source.read())
 
     def forward(self, x: Tensor) -> Tensor:
-        return _add(self.norm(x), self.delivered, self.gate)
+        return self.add(self.norm(x), self.delivered)
 
 
-class PEAtInput(nn.Module):
+class PEAtInput(_Adding):
     """x (B, N, D) -> x + p: before the first block of a model that has no PE of its own."""
 
-    def __init__(self, source: Source, *, gate: bool):
-        super().__init__()
-        p = getattr(*source)
-        self.source, self.gate = source, nn.Parameter(p.new_zeros(p.shape[-1])) if gate else None
-
     def forward(self, x: Tensor) -> Tensor:
-        return _add(x, getattr(*self.source), self.gate)
-
-
-def _add(x: Tensor, p: Tensor, gate: Tensor | None) -> Tensor:
-    if x.ndim != p.ndim or any(size not in (1, of_x) for size, of_x in zip(p.shape, x.shape)):
-        raise ValueError(f"tokens of shape {tuple(x.shape)} do not fit PE of shape {tuple(p.shape)}: give the model "
-                         "inputs of the size that it was adapted for")
-    return x + (p if gate is None else gate * p)
+        return self.add(x, self.source.read())
 
 
 def add_pe_first(block: nn.Module, inputs: tuple) -> tuple:
     """A forward pre-hook: a plain function of its block, so that copies of the model share nothing."""
     return block.pe_at_input(inputs[0]), *inputs[1:]
+
+
+def fits(tokens: torch.Size, pe: torch.Size, batch_dim: int) -> bool:
+    """True if PE of this shape is one PE for each token: all sizes are equal but for the number of inputs."""
+    same = [size == of_pe for dim, (size, of_pe) in enumerate(zip(tokens, pe)) if dim != batch_dim]
+    return len(tokens) == len(pe) and all(same)

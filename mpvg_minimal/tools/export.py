@@ -44,7 +44,7 @@ def export(model: nn.Module, image_size: tuple[int, int], folder: Path) -> dict[
     program = torch.export.export(small, (torch.randn(2, 3, *image_size),), dynamic_shapes=({0: batch},))
     torch.export.save(program, folder / "model.pt2")
     images = torch.randn(5, 3, *image_size)
-    expected = model.eval()(images)
+    expected = copy.deepcopy(model).eval()(images)                         # the model's own mode stays
     difference: dict[str, float | None] = {
         "model.pt2": largest(torch.export.load(folder / "model.pt2").module()(images), expected)}
     if all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript")):
