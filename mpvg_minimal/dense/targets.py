@@ -92,6 +92,6 @@ def pack(image: Image.Image, target: Any) -> tuple[Tensor, Tensor]:
     boxes = ops.clip_boxes_to_image(target["boxes"].as_subclass(Tensor), image.shape[1:])
     keep = ops.remove_small_boxes(boxes, min_size=1.0)
     keep = keep[ops.box_area(boxes[keep]).argsort(descending=True)[:MOST]]
-    rows = torch.full((MOST, 6), -1.0)
+    rows = torch.full((MOST, 6), -1.0, dtype=torch.float32)
     rows[:len(keep)] = torch.cat([target["labels"][keep, None], boxes[keep], target["ignored"][keep, None]], dim=1)
     return image, rows
