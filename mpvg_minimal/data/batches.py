@@ -8,13 +8,14 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from errno import ENOSPC
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from ..runtime.errors import LostLoader, UserError, reason
+from ..runtime.errors import SHARED_MEMORY, Exhausted, LostLoader, UserError, reason
 from ..runtime.seeding import generator, seeded
 from .sources import file_of
 
@@ -92,6 +93,8 @@ class Batches:
             raise UserError(str(error).strip().rsplit("UserError: ", 1)[-1]) from None
         except (ConnectionError, EOFError) as error:            # the worker died while it handed over a batch
             raise LostLoader(error) from None
+        except OSError as error:                    # the loader puts a few semaphores into shared memory
+            raise (Exhausted(f"{SHARED_MEMORY} ({reason(error)})") if error.errno == ENOSPC else error) from None
 
 
 class Order:

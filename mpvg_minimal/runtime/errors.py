@@ -44,11 +44,11 @@ class Interrupted(UserError):
         self.exit_code = 128 + signal_number
 
 
+SHARED_MEMORY = ("the shared memory of this machine, /dev/shm, is too small for the images that workers load: give the "
+                 "container more, for instance by docker run --shm-size=8g, or lower --workers; --workers 0 needs none")
 # What torch, CUDA, numpy, Python and Linux say when a resource is used up, and what the user can do.
 EXHAUSTED = {
-    r"shared memory\(shm\)|out of shared memory|</torch_\d": "the shared memory of this machine, /dev/shm, is too "
-    "small for the images that workers load: give the container more, for instance by docker run --shm-size=8g, or use "
-    "fewer workers; --workers 0 needs none",
+    r"shared memory\(shm\)|out of shared memory|</torch_\d": SHARED_MEMORY,
     r"[Tt]oo many open files": "more files are open than this shell allows: raise the limit by ulimit -n, or use fewer "
     "workers; --workers 0 needs least",
     r"OutOfMemoryError|out of memory|STATUS_ALLOC_FAILED": "the memory of the GPU is not enough: lower --batch-size or "
