@@ -42,8 +42,8 @@ def in_a_finally():
     (fails_with(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling")), GPU, "--accumulate"),
     (fails_with(RuntimeError("MPS backend out of memory (MPS allocated: 8 GB)")), GPU, "--image-size"),
     (fails_with(RuntimeError("Caught RuntimeError in DataLoader worker process 0.\nOriginal Traceback (most recent "
-                             "call last):\n  File\nRuntimeError: unable to write to file </torch_17_1_0>: No space left "
-                             "on device (28)")), SHARED, "--shm-size"),
+                             "call last):\n  File\nRuntimeError: unable to write to file </torch_17_1_0>: No space "
+                             "left on device (28)")), SHARED, "--shm-size"),
     (in_a_finally, SHARED, "--workers 0"),
     (fails_with(RuntimeError("Too many open files. Communication with the workers is no longer possible.")), FILES,
      "ulimit -n")])

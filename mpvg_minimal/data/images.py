@@ -6,7 +6,7 @@ editors, file servers and archives put them there.
 import os
 import stat
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from PIL import Image
 from torchvision import datasets
@@ -26,11 +26,16 @@ def data_folder(data_dir: str) -> Path:
     return Path(data_dir)
 
 
-def open_image(path: str | Path) -> Image.Image:
-    """The image with all its pixels. ValueError for a pipe, a socket or a device, where reading could wait for ever."""
+def open_file(path: str | Path) -> BinaryIO:
+    """The file, to be read. ValueError for a pipe, a socket or a device, because to read them could take for ever."""
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise ValueError("it is not a regular file")
-    with open(path, "rb") as file:
+    return open(path, "rb")
+
+
+def open_image(path: str | Path) -> Image.Image:
+    """The image with all its pixels, in the mode of its file."""
+    with open_file(path) as file:
         image = Image.open(file, formats=FORMATS)
         image.load()
     return image
@@ -66,9 +71,12 @@ def is_folder_of_data(name: str) -> bool:
 def images_below(folder: str) -> list[str]:
     """The paths of all images in a folder and its subfolders, in the order of torchvision's ImageFolder.
 
-    UserError for a folder that cannot be read: torchvision leaves it out without a word.
+    FileNotFoundError if the folder is missing. UserError if a subfolder cannot be read, which torchvision would leave
+    out without a word.
     """
     def refuse(error: OSError) -> None:
+        if isinstance(error, FileNotFoundError):
+            raise error
         raise UserError(f"{error.filename} cannot be read ({error.strerror}): change its permissions, or move it away")
 
     found = []
