@@ -12,6 +12,7 @@ from runs import before, image_folder, in_child, run, run_ranks, send
 
 from mpvg_minimal.data import cache, sources
 from mpvg_minimal.data.batches import Batches
+from mpvg_minimal.runtime import files
 from mpvg_minimal.runtime.errors import UserError
 
 SIZE, SIDE = 28, 32                                 # of the model's images, and so of the cache's shorter sides
@@ -32,7 +33,7 @@ def cached(root, folder, size=SIZE, **options) -> sources.Source:
     return cache.cached(sources.open_imagenet(str(root), size), folder, **dict(limit=None, workers=0) | options)
 
 
-def files(folder) -> list[str]:
+def jpegs(folder) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*.jpg"))
 
 
@@ -40,7 +41,7 @@ def files(folder) -> list[str]:
 def test_each_image_is_stored_once_with_its_shorter_side_reduced(root, tmp_path, workers):
     folder = tmp_path / "cache"
     source, original = cached(root, folder, workers=workers), sources.open_imagenet(str(root), SIZE)
-    assert files(folder / "train") == files(root / "train") and not (folder / "val").exists()
+    assert jpegs(folder / "train") == jpegs(root / "train") and not (folder / "val").exists()
     assert [label for _, label in source.train] == [label for _, label in original.train]
     assert source.test.samples == original.test.samples and source.identity() == original.identity()
     for (image, _), (large, _), (path, _) in zip(source.train, original.train, source.train.samples, strict=True):
@@ -57,7 +58,7 @@ def test_each_image_is_stored_once_with_its_shorter_side_reduced(root, tmp_path,
 
 def test_what_is_there_is_not_made_again_and_what_is_missing_is(root, tmp_path):
     cached(root, tmp_path / "cache", limit=8)
-    made = files(tmp_path / "cache")
+    made = jpegs(tmp_path / "cache")
     assert len(made) == 8
     for name in made:
         os.utime(tmp_path / "cache" / name, (1, 1))
@@ -71,7 +72,7 @@ def test_a_kill_leaves_only_whole_images_and_the_next_run_goes_on(root, tmp_path
     folder = tmp_path / "cache"
     kill = before(os, "replace", 5, send(signal.SIGKILL))
     killed = in_child(lambda: (kill(), cached(root, folder)))
-    assert killed.code == -signal.SIGKILL and len(files(folder)) == 4
+    assert killed.code == -signal.SIGKILL and len(jpegs(folder)) == 4
     assert len(list(folder.rglob(".*"))) == 1                       # the fifth, which was not renamed any more
     source = cached(root, folder)
     assert len(sources.open_imagenet(str(root), SIZE).train) == len(source.train) == 24
@@ -225,7 +226,7 @@ def test_a_full_disk_is_one_line_whose_advice_works(root, tmp_path, room):
     name = "0.jpg" if room == 400 else "cache.json"
     ended = in_child(fill)
     assert ended.code == 2 and ended.err.count("\n") == 1, ended.err
-    assert f"{name} cannot be written (File too large): make room or name another --cache" in ended.err
+    assert f"{name} cannot be written (OSError: [Errno 27] File too large): make room or name another --cache" in ended.err
     assert not [path for path in (tmp_path / "cache").rglob(".*")]
     assert len(cached(root, tmp_path / "cache").train) == 24
 
@@ -271,13 +272,18 @@ def test_a_stamp_that_another_process_is_just_writing_is_no_strange_file(tmp_pat
 
 
 def test_a_symbolic_link_for_the_temporary_file_is_not_followed(tmp_path, monkeypatch):
-    monkeypatch.setattr(cache.secrets, "token_hex", lambda _: "guessed")
+    """Neither in the cache, nor where the name of the temporary file can be known: in a run's folder."""
+    monkeypatch.setattr(files.secrets, "token_hex", lambda _: "guessed")
     victim = tmp_path / "victim"
     victim.write_text("precious")
-    (tmp_path / ".guessed").symlink_to(victim)
-    with pytest.raises(UserError, match="0.jpg cannot be written .File exists"):
-        cache.write(tmp_path / "0.jpg", b"new")
-    assert victim.read_text() == "precious"
+    for name in (".guessed", "config.json.tmp"):
+        (tmp_path / name).symlink_to(victim)
+    cache.write(tmp_path / "0.jpg", b"new")
+    files.write_text(tmp_path / "config.json", "new")
+    assert victim.read_text() == "precious" and sorted(os.listdir(tmp_path)) == ["0.jpg", "config.json", "victim"]
+    assert (tmp_path / "0.jpg").read_bytes() == (tmp_path / "config.json").read_bytes() == b"new"
+    for name in ("0.jpg", "config.json"):
+        assert not (tmp_path / name).is_symlink()
 
 
 @pytest.mark.parametrize("spoil", [lambda path: (path.unlink(), os.mkfifo(path)), lambda path: path.write_bytes(b"")])
@@ -298,7 +304,7 @@ FLAGS = ("train_imagenet", "--model", "vit_nano", "--image-size", 32, "--gap", "
 def test_a_run_trains_on_the_cache_and_is_not_resumed_without_it(root, tmp_path):
     flags = (*FLAGS, "--data-dir", root, "--out", tmp_path / "run")
     trained = run(*flags, "--cache", tmp_path / "cache")
-    assert (trained.code, trained.err) == (0, "") and len(files(tmp_path / "cache")) == 24
+    assert (trained.code, trained.err) == (0, "") and len(jpegs(tmp_path / "cache")) == 24
     original = root / "train" / "ash" / "3.jpg"                                 # it is not read any more
     keep_time(original, lambda: original.write_bytes(bytes(original.stat().st_size)))
     again = run(*flags, "--cache", tmp_path / "cache", "--resume", "--epochs", 2)

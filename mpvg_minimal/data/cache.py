@@ -10,9 +10,7 @@ import copy
 import io
 import json
 import os
-import secrets
 import zlib
-from contextlib import suppress
 from pathlib import Path
 
 from PIL import Image
@@ -24,6 +22,7 @@ from tqdm import tqdm
 
 from ..runtime import distributed
 from ..runtime.errors import UserError, reason
+from ..runtime.files import replacing
 from .batches import Batches, Keyed
 from .sources import Source, shorter_side, take
 
@@ -121,30 +120,7 @@ def shrunk(image: Image.Image, side: int) -> bytes | None:
 
 
 def write(target: Path, content: bytes, *, replace: bool = True) -> None:
-    """Write the whole file or nothing of it. A kill may leave a hidden file. not replace: a file that is there stays.
-
-    The temporary file has a random name, so no other process, here or on another machine, writes to it too. The name
-    is short, because the image's own may be as long as the file system allows. "x" follows no symbolic link.
-    """
-    temporary = target.with_name(f".{secrets.token_hex(8)}")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "xb") as file:
-            file.write(content)
-        if replace or not linked(temporary, target):
-            os.replace(temporary, target)
-    except OSError as error:
-        raise UserError(f"{target} cannot be written ({error.strerror}): make room or name another --cache, and start "
-                        "again, it goes on from there") from error
-    finally:
-        with suppress(OSError):                     # it is renamed, or its folder could not be made
-            temporary.unlink()
-
-
-def linked(temporary: Path, target: Path) -> bool:
-    """Give the file the name `target` too, unless that is taken. False where the file system has no hard links."""
-    try:
-        os.link(temporary, target)
-    except OSError as error:
-        return isinstance(error, FileExistsError)
-    return True
+    """Write the whole file or nothing of it. A kill may leave a hidden file. replace: as for `replacing`."""
+    with replacing(target, many=True, replace=replace, advice="make room or name another --cache, and start again, it "
+                   "goes on from there") as file:
+        file.write(content)
