@@ -1,6 +1,7 @@
 """Wrong flags, wrong data and another run's settings: one line that says what is wrong, and exit code 2."""
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -195,6 +196,19 @@ def bad_test_image(root):
     return [str(path), "cannot be read as an image"]
 
 
+def sixteen_bits(root):
+    path = root / "train" / "ash" / "0.jpg"
+    Image.fromarray(torch.full((40, 40), 40_000, dtype=torch.int32).numpy().astype("uint16")).save(path, "PNG")
+    return [str(path), "more than 8 bits", "mode I;16"]
+
+
+def pipe(root):
+    path = root / "val" / "ash" / "2.jpg"
+    path.unlink()
+    os.mkfifo(path)
+    return [str(path), "not a regular file"]
+
+
 def stray_in_a_class(root):
     path = root / "train" / "ash" / "labels.csv"
     path.write_text("")
@@ -243,7 +257,7 @@ def file_for_folder(root):
     return [str(root), "Expected", "train/CLASS/*.jpg"]
 
 
-FOUND_WHEN_READ = [truncated, empty, text_in_disguise, bad_test_image]
+FOUND_WHEN_READ = [truncated, empty, text_in_disguise, bad_test_image, sixteen_bits, pipe]
 FOUND_WHEN_OPENED = [stray_in_a_class, stray_beside_the_classes, empty_class, other_classes, class_in_train_alone,
                      no_classes, no_val, file_for_folder]
 
@@ -258,6 +272,21 @@ def test_bad_data_is_named(tmp_path, damage, workers):
     assert ended.code == 2 and ended.err.count("\n") == 1, ended.err
     assert ended.err.startswith("error: ") and "Traceback" not in ended.err
     assert all(part in ended.err for part in named), ended.err
+
+
+@pytest.mark.promise("bad data")
+def test_names_that_are_not_utf8_are_no_trouble(tmp_path):
+    """As old archives have them: the class's name is in the checkpoint, and compared on resume."""
+    root = image_folder(tmp_path / "data")
+    for split in (b"train", b"val"):
+        os.rename(os.path.join(os.fsencode(root), split, b"ash"), os.path.join(os.fsencode(root), split, b"\xe4sh"))
+    flags = (*FOLDER, "--workers", "0", "--data-dir", root, "--out", tmp_path / "out")
+    assert [(ended.code, ended.err) for ended in (run(*flags), run(*flags, "--resume"))] == [(0, "")] * 2
+    bad = os.path.join(os.fsencode(root), b"train", b"\xe4sh", b"0.jpg")
+    with open(bad, "wb"):
+        pass
+    ended = run(*flags[:-1], tmp_path / "again")
+    assert ended.code == 2 and ended.err.startswith(f"error: {root}/train/\\udce4sh/0.jpg cannot be read as an image")
 
 
 @pytest.mark.promise("bad data")

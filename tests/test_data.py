@@ -1,9 +1,14 @@
 import hashlib
 import os
 import pickle
+import signal
+import socket
+import struct
+import subprocess
 import tarfile
 import urllib.error
 import urllib.request
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +20,7 @@ from torchvision import datasets
 from torchvision.transforms import v2
 
 from mpvg_minimal.data.batches import Batches
+from mpvg_minimal.data.images import read_rgb
 from mpvg_minimal.data.loading import choose_workers
 from mpvg_minimal.data.sources import (
     Source,
@@ -398,6 +404,135 @@ def test_every_kind_of_image_becomes_three_channels(tmp_path, mode):
     assert images.shape == (1, 3, 32, 32) and images.eq(255).all()
 
 
+GREY = np.arange(40 * 50, dtype=np.uint16).reshape(40, 50) * 32                 # 0 ... 63,968
+
+
+@pytest.mark.parametrize("name, pixels", [
+    ("0.png", GREY), ("0.tif", GREY), ("0.tiff", GREY.astype(">u2")), ("0.tif", GREY.astype(np.int32)),
+    ("0.pgm", GREY), ("0.tif", (GREY / 65_535).astype(np.float32)), ("0.tif", GREY.astype(np.float32))])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_images_of_more_than_8_bits_are_refused_by_name(tmp_path, name, pixels, workers):
+    """Pillow's convert("RGB") clips them at 255."""
+    path = write_folders(tmp_path, train=1, val=1) / "val" / "dog" / name
+    Image.fromarray(pixels).save(path)
+    source = open_imagenet(str(tmp_path), 32)
+    with pytest.raises(UserError, match=rf"^{path} has pixels of more than 8 bits .*mode [IF].*: convert the images"):
+        list(Batches(source.test, plain(source), batch_size=1, train=False, workers=workers).epoch())
+
+
+def test_colours_of_16_bits_keep_their_upper_8(tmp_path):
+    """A PNG by hand, for Pillow writes none: Pillow scales these right, so they are not refused."""
+    values = (np.arange(40 * 50 * 3).reshape(40, 50, 3) * 10).astype(">u2")
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    rows = b"".join(b"\0" + row.tobytes() for row in values)
+    path = tmp_path / "colour.png"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 50, 40, 16, 2, 0, 0, 0))
+                     + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b""))
+    np.testing.assert_array_equal(np.asarray(read_rgb(path)), values >> 8)
+
+
+def pipe(path):
+    os.mkfifo(path)
+
+
+def unix_socket(path):
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+
+
+def device(path):
+    path.symlink_to("/dev/zero")
+
+
+@pytest.mark.parametrize("make", [pipe, unix_socket, device])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_special_file_with_the_name_of_an_image_is_named(tmp_path, monkeypatch, make, workers):
+    """To read a pipe waits for ever, so the alarm ends the test if it is opened."""
+    path = write_folders(tmp_path, train=1, val=1) / "val" / "dog" / "1.png"
+    monkeypatch.chdir(path.parent)                              # the address of a socket is at most 107 bytes long
+    make(Path(path.name))
+    source = open_imagenet(str(tmp_path), 32)
+    signal.alarm(20)
+    try:
+        with pytest.raises(UserError, match=f"^{path} cannot be read as an image .*not a regular file"):
+            list(Batches(source.test, plain(source), batch_size=1, train=False, workers=workers).epoch())
+    finally:
+        signal.alarm(0)
+
+
+@pytest.mark.parametrize("content", [b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 40 40\n%%EndComments\nshowpage\n",
+                                     b"GIF89a\x01\0\x01\0\x80\0\0\0\0\0\xff\xff\xff,\0\0\0\0\x01\0\x01\0\0\x02\x02D\x01\0;"])
+def test_a_format_that_no_name_stands_for_is_not_opened(tmp_path, monkeypatch, content):
+    """Pillow goes by the content: for a PostScript file with the name of a JPEG it starts Ghostscript."""
+    monkeypatch.setattr(subprocess, "check_call", lambda *_, **__: pytest.fail("a program was started"))
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("a program was started"))
+    path = write_folders(tmp_path, train=1, val=1) / "val" / "cat" / "0.png"
+    path.write_bytes(content)
+    source = open_imagenet(str(tmp_path), 32)
+    with pytest.raises(UserError, match=f"^{path} cannot be read as an image .UnidentifiedImageError"):
+        list(Batches(source.test, plain(source), batch_size=1, train=False).epoch())
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "BMP", "PPM", "TIFF", "WEBP"])
+def test_every_format_that_a_name_stands_for_is_read(tmp_path, kind):
+    """Also under the name of another one: ImageNet has a PNG that is called .JPEG."""
+    picture = Image.new("RGB", (40, 40), (200, 100, 50))
+    picture.save(tmp_path / "picture.jpeg", kind)
+    read = np.asarray(read_rgb(tmp_path / "picture.jpeg"), dtype=int)
+    assert read.shape == (40, 40, 3) and np.abs(read - (200, 100, 50)).max() <= 5
+
+
+def test_images_are_listed_as_torchvision_lists_them(tmp_path):
+    root = write_folders(tmp_path, ("b", "a", "c"), train=12)
+    for place in ("a/below", "a/below/deeper", "a-more/x", "b/Z"):
+        (root / "train" / place).mkdir(parents=True)
+        Image.new("RGB", (9, 9)).save(root / "train" / place / "10.JPG")
+    (root / "train" / "c" / "linked").symlink_to(root / "train" / "a")
+    (root / "val" / "a-more").symlink_to(root / "val" / "a")
+    ours, theirs = open_imagenet(str(root)).train, datasets.ImageFolder(root / "train")
+    assert ours.samples == theirs.samples and len(ours) == 12 * 3 + 4 + 12 + 2
+    assert (ours.classes, ours.class_to_idx, ours.targets) == (theirs.classes, theirs.class_to_idx, theirs.targets)
+
+
+@pytest.mark.parametrize("name", [".ipynb_checkpoints", ".Trash-1000", "@eaDir", "__MACOSX"])
+@pytest.mark.parametrize("place", ["train", "train/dog", "train/dog/below", "val/cat"])
+def test_folders_that_programs_made_are_no_part_of_the_data(tmp_path, name, place):
+    """Beside the classes, or within one: the notebook's copy of an image is no image more."""
+    folder = write_folders(tmp_path) / place / name
+    folder.mkdir(parents=True)
+    for path in (folder / "0-checkpoint.png", folder / "notes.txt"):
+        path.touch()
+    source = open_imagenet(str(tmp_path))
+    assert (source.classes, len(source.train), len(source.test)) == (["cat", "dog"], 8, 4)
+
+
+def test_a_folder_below_a_class_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    """torchvision leaves it out. root may read everywhere, so the refusal is put in."""
+    closed = write_folders(tmp_path) / "train" / "dog" / "more"
+    closed.mkdir()
+
+    def scandir(path, original=os.scandir):
+        if os.fspath(path) == str(closed):
+            raise PermissionError(13, "Permission denied", str(path))
+        return original(path)
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(UserError, match=f"^{closed} cannot be read .Permission denied.: change its permissions"):
+        open_imagenet(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "imagenet"])
+@pytest.mark.parametrize("data_dir, why", [("", "--data-dir '' is not the name"), ("a\0b", r"--data-dir 'a\\x00b' is"),
+                                           ("x" * 300, "too long"), ("\udcff\udcfe", "\udcff\udcfe")])
+def test_a_name_that_no_folder_can_have_is_refused(name, data_dir, why, no_network, tmp_path, monkeypatch):
+    """Empty: not the current folder, for instance where the shell's variable is not set."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=why):
+        open_source(name, data_dir)
+
+
 def test_limit_takes_from_every_class(tmp_path):
     source = open_imagenet(str(write_folders(tmp_path, ("a", "b", "c"))), 32)
     assert [label for _, label in take(source.train, 6)] == [0, 0, 1, 1, 2, 2]
@@ -458,6 +593,7 @@ def test_folders_of_another_form_are_refused(tmp_path, spoil):
 
 def test_hidden_files_are_passed_over(tmp_path):
     (write_folders(tmp_path) / "train" / "dog" / ".DS_Store").touch()
+    (tmp_path / "train" / "._0.png").touch()                    # beside the classes
     assert len(open_imagenet(str(tmp_path)).train) == 8
 
 

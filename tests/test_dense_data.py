@@ -1,6 +1,9 @@
 """VOC, COCO and ADE20K in their real layouts, small, with what is broken in them by turns."""
+import itertools
 import json
 import os
+import signal
+import sys
 import warnings
 
 import numpy as np
@@ -276,5 +279,103 @@ def test_boxes_follow_the_crop_and_the_flip():
 def test_mistakes_of_a_user_are_one_line(tmp_path):
     with pytest.raises(UserError, match="--task segmentation"):
         open_dense("detection", "ade20k", str(ade20k(tmp_path)), 32)
-    with pytest.raises(UserError, match="0 training"):
+    with pytest.raises(UserError, match="ade20k is not complete in .*/nothing .FileNotFoundError.*: fetch http"):
         open_dense("segmentation", "ade20k", str(tmp_path / "nothing"), 32)
+    for split in ("training", "validation"):
+        (tmp_path / "empty" / "images" / split).mkdir(parents=True)
+    with pytest.raises(UserError, match="empty holds 0 training and 0 test images: fetch"):
+        open_dense("segmentation", "ade20k", str(tmp_path / "empty"), 32)
+    for dataset, name in itertools.product(("voc", "coco", "ade20k"), ("", "a\0b")):
+        with pytest.raises(UserError, match="--data-dir '.*' is not the name of a folder"):
+            open_dense("segmentation", dataset, name, 32)
+
+
+@pytest.mark.parametrize("content", ["[]", "3", "null", '"images"', "{}", '{"images": 3}',
+                                     '{"images": [], "annotations": 7}',
+                                     '{"images": [7], "annotations": [], "categories": []}', "\ud800"])
+def test_annotations_of_another_kind_are_one_line(tmp_path, content):
+    (coco(tmp_path) / "annotations" / "instances_train2017.json").write_bytes(content.encode(errors="surrogatepass"))
+    with pytest.raises(UserError, match="coco is not complete in .*: fetch http") as caught:
+        open_dense("detection", "coco", str(tmp_path), 32)
+    assert "\n" not in str(caught.value)
+
+
+def test_coco_without_pycocotools_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pycocotools.coco", None)
+    with pytest.raises(UserError, match="pycocotools.*--dataset coco needs it"):
+        open_dense("detection", "coco", str(coco(tmp_path)), 32)
+
+
+@pytest.mark.parametrize("task", ["detection", "segmentation"])
+@pytest.mark.parametrize("category", [4, 100])
+def test_a_category_that_is_not_listed_is_not_taken_for_another_one(tmp_path, task, category):
+    def change(content):
+        content["annotations"][0]["category_id"] = category
+    source = open_dense(task, "coco", str(coco(tmp_path, change=change)), 32)
+    with pytest.raises(UserError, match=f"{1:012d}.jpg .*category {category}, which the file does not list"):
+        source.train[0]
+
+
+def test_ade20k_in_capitals_and_in_subfolders_is_read(tmp_path):
+    folder = ade20k(tmp_path) / "images" / "training"
+    (folder / "ADE_1.jpg").rename(folder / "ADE_1.JPG")
+    for kind, name in (("images", "ADE_2.jpg"), ("annotations", "ADE_2.png")):
+        (tmp_path / kind / "training" / "below").mkdir()
+        (tmp_path / kind / "training" / name).rename(tmp_path / kind / "training" / "below" / name)
+    picture(folder / "@eaDir" / "ADE_7.jpg")
+    picture(folder / ".ipynb_checkpoints" / "ADE_8.jpg")
+    source = open_dense("segmentation", "ade20k", str(tmp_path), 32)
+    names = [str(image.relative_to(folder)) for image, _ in source.train.base]
+    assert names == ["ADE_0.jpg", "ADE_1.JPG", "ADE_3.jpg", "below/ADE_2.jpg"]
+    assert all((mask[:, :26] == IGNORED).all() and (mask[:, 26:] == 149).all() for _, mask in source.train)
+
+
+def test_ade20k_with_another_file_among_the_images_is_refused(tmp_path):
+    (ade20k(tmp_path) / "images" / "training" / "ADE_1.gif").touch()
+    with pytest.raises(UserError, match="ADE_1.gif does not have the name of an image"):
+        open_dense("segmentation", "ade20k", str(tmp_path), 32)
+
+
+def grey_16(path):
+    Image.fromarray(np.full(SIZE, 40_000, np.uint16)).save(path, "PNG")
+
+
+def pipe(path):
+    os.mkfifo(path)
+
+
+@pytest.mark.parametrize("task, dataset, place", [
+    ("segmentation", "voc", "VOCdevkit/VOC2012/JPEGImages/train_0.jpg"),
+    ("segmentation", "voc", "VOCdevkit/VOC2012/SegmentationClass/train_0.png"),
+    ("detection", "voc", "VOCdevkit/VOC2012/JPEGImages/train_0.jpg"),
+    ("detection", "voc", "VOCdevkit/VOC2012/Annotations/train_0.xml"),
+    ("segmentation", "coco", f"train2017/{1:012d}.jpg"), ("detection", "coco", f"train2017/{1:012d}.jpg"),
+    ("segmentation", "ade20k", "images/training/ADE_0.jpg"),
+    ("segmentation", "ade20k", "annotations/training/ADE_0.png")])
+@pytest.mark.parametrize("make, why", [(grey_16, "more than 8 bits|mode I|ParseError"), (pipe, "not a regular file")])
+def test_pipes_and_16_bits_are_refused_by_name(tmp_path, task, dataset, place, make, why):
+    """To read a pipe waits for ever, so the alarm ends the test if it is opened."""
+    {"voc": voc, "coco": coco, "ade20k": ade20k}[dataset](tmp_path)
+    source = open_dense(task, dataset, str(tmp_path), 32)
+    (tmp_path / place).unlink()
+    make(tmp_path / place)
+    signal.alarm(20)
+    try:
+        with pytest.raises(UserError, match=f"^{tmp_path}.*_?0{{0,11}}[01].jpg .*({why})"):
+            source.train[0]
+    finally:
+        signal.alarm(0)
+
+
+def test_targets_do_not_depend_on_torchs_default_dtype(tmp_path):
+    shapes = {task: targets.DenseShapes("test", task, size=50).targets for task in ("segmentation", "detection")}
+    source = open_dense("detection", "voc", str(voc(tmp_path).parents[1]), 32)
+    expected = first(source)[1]
+    torch.set_default_dtype(torch.float64)
+    try:
+        torch.testing.assert_close(first(source)[1], expected)                  # also compares the dtypes
+        for task, wanted in shapes.items():
+            found = targets.DenseShapes("test", task, size=50).targets
+            assert torch.equal(found, wanted) and found.dtype == wanted.dtype
+    finally:
+        torch.set_default_dtype(torch.float32)

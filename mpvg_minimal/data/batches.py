@@ -1,28 +1,29 @@
-"""A data set as batches of uint8 images, whose content depends on (seed, epoch, index) alone.
+"""A data set as batches of uint8 images. What a batch holds depends on (seed, epoch, index) alone.
 
-Images stay uint8 until they are on the device (a quarter of the bytes to move) and are normalised there.
-Batches are built for steps, not for processes: `batch_size` counts the images of one optimizer step over all
-processes, so a recipe is the same on one GPU and on eight. Shapes: B images, 3 channels, H x W pixels.
+Images stay uint8 until they are on the device, because that is a quarter of the bytes to move. They are normalised
+there. `batch_size` counts the images of one optimizer step over all processes, so a recipe is the same on one GPU and
+on eight. Shapes: B images, 3 channels, H x W pixels.
 """
 import os
 import signal
 import threading
 from collections.abc import Iterator
+from errno import ENOSPC
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from ..runtime.errors import LostLoader, UserError, reason
+from ..runtime.errors import SHARED_MEMORY, Exhausted, LostLoader, UserError, reason
 from ..runtime.seeding import generator, seeded
 from .sources import file_of
 
 
 class Keyed(Dataset):
-    """dataset[epoch, index] -> (image uint8, label): the epoch travels with the index, also to worker processes.
+    """keyed[epoch, index] -> (image uint8, label). The epoch is part of the index, so that worker processes know it.
 
-    image_size, classes: what is expected of every image and label, see `check`.
+    image_size, classes: every image and every label is compared with them, see `check`.
     """
 
     def __init__(self, dataset: Dataset, transform: v2.Transform | None, seed: int, *,
@@ -35,7 +36,9 @@ class Keyed(Dataset):
         file = file_of(self.dataset, index)
         try:
             image, label = self.dataset[index]
-        except Exception as error:                  # a damaged file makes PIL raise a dozen kinds
+        except (MemoryError, UserError):            # neither is cured by another file, or it is named already
+            raise
+        except Exception as error:                  # Pillow raises a dozen kinds of exceptions for damaged files
             if file is None:
                 raise
             raise UserError(f"{file} cannot be read as an image ({reason(error)}): replace or remove it") from error
@@ -47,7 +50,7 @@ class Keyed(Dataset):
 
 
 def check(name: str, image: Tensor, label: int, *, image_size: int | None, classes: int | None) -> None:
-    """UserError for an image of another size, or a label that is no class; None: anything is right."""
+    """UserError if the image has another size, or if the label is no class. None: this is not checked."""
     if image_size is not None and tuple(image.shape) != (3, image_size, image_size):
         raise UserError(f"{name} is of shape {tuple(image.shape)}, expected {(3, image_size, image_size)}")
     if classes is not None and not 0 <= label < classes:
@@ -57,9 +60,10 @@ def check(name: str, image: Tensor, label: int, *, image_size: int | None, class
 class Batches:
     """One data set as batches: `for images, labels in batches.epoch(3)`, (B, 3, H, W) uint8 and (B,).
 
-    train: shuffled anew each epoch, whole batches only. Otherwise in order, with a smaller last batch, and the
-    processes' shares may differ by an image. `len()` is the number of batches, the same in every process.
-    Of the `batch_size` images of a step, each of the `world` processes gets its share. `expected`: see `Keyed`.
+    Each of the `world` processes gets its share of the `batch_size` images of a step.
+    train: every epoch is shuffled anew, and all batches are whole. Otherwise the images come in order, the last batch
+    may be smaller, and the shares of the processes may differ by one image.
+    `len()` is the number of batches, the same in every process. expected: as for `Keyed`.
     """
 
     def __init__(self, dataset: Dataset, transform: v2.Transform | None, *, batch_size: int, train: bool, seed: int = 0,
@@ -80,7 +84,7 @@ class Batches:
         return len(self.order)
 
     def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of this process in this epoch, from step `start` on. UserError for an image without sense."""
+        """The batches of this process in this epoch, from step `start` on. UserError for an image that is unusable."""
         self.order.position = (epoch, start)
         try:
             yield from self.loader
@@ -89,12 +93,14 @@ class Batches:
             raise UserError(str(error).strip().rsplit("UserError: ", 1)[-1]) from None
         except (ConnectionError, EOFError) as error:            # the worker died while it handed over a batch
             raise LostLoader(error) from None
+        except OSError as error:                    # the loader puts a few semaphores into shared memory
+            raise (Exhausted(f"{SHARED_MEMORY} ({reason(error)})") if error.errno == ENOSPC else error) from None
 
 
 class Order:
-    """Which images make which batch: what DataLoader calls a batch sampler.
+    """Which images are in which batch. DataLoader calls this a batch sampler.
 
-    It knows nothing of the loader: in a circle of references the loader's processes would end late or not at all.
+    It holds no reference to the loader. In a circle of references the loader's processes would end late or never.
     """
 
     def __init__(self, size: int, *, batch_size: int, train: bool, seed: int, rank: int, world: int):
@@ -106,7 +112,7 @@ class Order:
         return self.size // self.batch_size if self.train else -(-self.size // self.batch_size)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        """For each batch, the (epoch, index) of its images in this process."""
+        """For each batch, (epoch, index) of each of its images in this process."""
         epoch, start = self.position
         return ([(epoch, index) for index in share.tolist()] for share in self.shares(epoch, start))
 
@@ -121,7 +127,10 @@ class Order:
 
 
 def outlive_signal(_worker: int) -> None:
-    """Ctrl-C, a cluster and `torchrun` signal the workers too: they stay, so that the main process can save."""
+    """Let a worker ignore the signals that stop a run, so that the main process can still save.
+
+    Ctrl-C, a cluster and `torchrun` send these to the workers too.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):              # Linux tells who sent a signal
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
@@ -129,7 +138,7 @@ def outlive_signal(_worker: int) -> None:
 
 
 def end_by(main_process: int) -> None:
-    """Ends this process at the first SIGTERM from the main one, which it sends when it ends itself."""
+    """End this process at the first SIGTERM from the main process, which sends it when it ends itself."""
     while signal.sigwaitinfo([signal.SIGTERM]).si_pid != main_process:
         pass
     os._exit(0)

@@ -1,9 +1,10 @@
-"""The training photographs resized once, for all epochs to come: `train_imagenet.py --cache DIR`.
+"""Resize the training photographs once and keep them: `train_imagenet.py --cache DIR`.
 
-Reading, cropping and resizing a photograph costs a core more time than a GPU needs to train on it (scaling.py has the
-measurement). In DIR each is stored with the shorter side that testing resizes to: image size / 0.875, 256 for 224.
-What that changes: crops are taken from the smaller image, so a small crop is enlarged where the original had more
-pixels, and photographs are compressed as JPEG twice. Test images are read as they are. Accuracy: not compared.
+To read, crop and resize a photograph takes a core longer than a GPU needs to train on it (scaling.py has the
+measurement). In DIR each photograph is stored with the shorter side that testing resizes to: image size / 0.875, 256
+for 224. This changes two things. Crops are taken from the smaller image, so a small crop is enlarged where the original
+had more pixels. And photographs are compressed as JPEG twice. Test images are read as they are. Accuracy: not compared.
+Several runs may make and use one cache at the same time.
 """
 import copy
 import io
@@ -21,6 +22,7 @@ from tqdm import tqdm
 
 from ..runtime import distributed
 from ..runtime.errors import UserError, reason
+from ..runtime.files import replacing
 from .batches import Batches, Keyed
 from .sources import Source, shorter_side, take
 
@@ -29,51 +31,70 @@ TOGETHER = 64           # images between two steps of the progress bar
 
 
 def cached(source: Source, folder: Path, *, limit: int | None, workers: int) -> Source:
-    """The source with its training images from `folder`, those that are missing there made first, by all processes.
+    """The source, but with the training images in `folder`. Those that are missing there are made first.
 
-    UserError if the folder holds anything but a cache of this source and size, or an image cannot be read or written.
+    All processes make them together. UserError if the folder holds anything but a cache of these images in this size,
+    or if an image cannot be read or written.
     """
     train, side = source.train, shorter_side(source.image_size)
     names = [os.path.relpath(file, train.root) for file, _ in train.samples]
-    stamp = {"shorter_side": side, "quality": QUALITY, "images": len(names),
-             "checksum_of_names": zlib.crc32("\n".join(names).encode())}
-    distributed.one_first(lambda: claim(folder, stamp))
+    stamp = {"shorter_side": side, "quality": QUALITY, "images": len(names)}
+    distributed.one_first(lambda: claim(folder, stamp | {"checksum_of_names_sizes_and_times": checksum(train, names)}))
     targets = [str(folder / "train" / name) for name in names]
     there = {os.path.join(place, name) for place, _, files in os.walk(folder / "train") for name in files}
     wanted = getattr(take(train, limit), "indices", range(len(names)))
     missing = [index for index in wanted if targets[index] not in there]
-    distributed.agree(0)                            # all have looked before the first begins: their shares fit
+    distributed.agree(0)                            # all have looked before the first one writes, so the shares fit
     rank, count = distributed.on_this_machine()
     if missing:
         batches = Batches(Resized(train, targets, missing, side), None, batch_size=TOGETHER * count, train=False,
                           rank=rank, world=count, workers=workers)
         for _ in tqdm(batches.epoch(), total=len(batches), desc=f"resizing into {folder}", leave=False, disable=None):
             pass
-    distributed.agree(0)                            # all are through before the first one trains
+    distributed.agree(0)                            # all have written before the first one trains
     small = copy.copy(train)
     small.samples = small.imgs = [(target, label) for target, (_, label) in zip(targets, train.samples, strict=True)]
     return source._replace(train=small)
 
 
+def checksum(train: ImageFolder, names: list[str]) -> int:
+    """Of the names, sizes and times of the original images. It differs if one of them was changed or exchanged."""
+    total = 0
+    for (file, _), name in zip(train.samples, names, strict=True):
+        try:
+            status = os.stat(file)
+        except OSError as error:
+            raise UserError(f"{file} cannot be read ({reason(error)}): replace or remove it") from error
+        line = f"{name} {status.st_size} {status.st_mtime_ns}\n"
+        total = zlib.crc32(line.encode(errors="surrogateescape"), total)        # also names that are not UTF-8
+    return total
+
+
 def claim(folder: Path, stamp: dict[str, int]) -> None:
-    """Make the folder ours, or see that it is: its cache.json says of what and how its images are made."""
+    """Write cache.json, which says what the cache is made from, into an empty folder. Otherwise compare it."""
     path = folder / "cache.json"
     try:
+        if folder == Path():                        # --cache "", perhaps from a variable of the shell that is not set
+            raise ValueError("it is the current folder")
         folder.mkdir(parents=True, exist_ok=True)
-        if not any(folder.iterdir()):
-            write(path, json.dumps(stamp, indent=1).encode())
+        if all(name.startswith(".") for name in os.listdir(folder)):
+            write(path, json.dumps(stamp, indent=1).encode(), replace=False)
+        if path.exists() and not path.is_file():    # to read a pipe could take for ever
+            raise ValueError("cache.json is not a regular file")
         saved = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        if not isinstance(saved, dict):
+            raise ValueError("cache.json holds something else")
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"--cache {folder} is neither empty nor a cache ({reason(error)}): name a folder of its "
                         "own") from error
     for key, value in stamp.items():
         if saved.get(key) != value:
-            raise UserError(f"--cache {folder} was made with {key} = {saved.get(key)}, now it is {value}: name another "
-                            "folder, or delete this one")
+            raise UserError(f"--cache {folder} was made with {key} = {saved.get(key)!r:.40}, now it is {value}: name "
+                            "another folder, or delete this one")
 
 
 class Resized(Dataset):
-    """resized[i] makes the file of the i-th missing image; there is nothing to be had from it."""
+    """resized[i] writes the file of the i-th missing image. What it returns means nothing."""
 
     def __init__(self, train: ImageFolder, targets: list[str], missing: list[int], side: int):
         self.images, self.targets, self.missing, self.side = Keyed(train, None, 0), targets, missing, side
@@ -84,14 +105,13 @@ class Resized(Dataset):
     def __getitem__(self, position: int) -> tuple[int, int]:
         index = self.missing[position]
         image, _ = self.images[0, index]
-        target = Path(self.targets[index])
-        target.parent.mkdir(parents=True, exist_ok=True)
-        write(target, shrunk(image, self.side) or Path(self.images.dataset.samples[index][0]).read_bytes())
+        content = shrunk(image, self.side) or Path(self.images.dataset.samples[index][0]).read_bytes()
+        write(Path(self.targets[index]), content)
         return 0, 0
 
 
 def shrunk(image: Image.Image, side: int) -> bytes | None:
-    """A JPEG whose shorter side has `side` pixels; None if the image is no larger than that already."""
+    """A JPEG whose shorter side has `side` pixels. None if the image is no larger than that."""
     if min(image.size) <= side:
         return None
     content = io.BytesIO()
@@ -99,12 +119,8 @@ def shrunk(image: Image.Image, side: int) -> bytes | None:
     return content.getvalue()
 
 
-def write(target: Path, content: bytes) -> None:
-    """All of the file or nothing: a kill leaves a hidden file, which nobody reads."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, target)
-    except OSError as error:
-        raise UserError(f"{target} cannot be written ({error.strerror}): make room and start again, it goes on from "
-                        "there") from error
+def write(target: Path, content: bytes, *, replace: bool = True) -> None:
+    """Write the whole file or nothing of it. A kill may leave a hidden file. replace: as for `replacing`."""
+    with replacing(target, many=True, replace=replace, advice="make room or name another --cache, and start again, it "
+                   "goes on from there") as file:
+        file.write(content)

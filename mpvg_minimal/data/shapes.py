@@ -1,11 +1,12 @@
-"""A data set made by code: a grid of coloured shapes, and the label is WHERE the odd one stands.
+"""A data set made by code: a grid of coloured shapes. The label is WHERE the odd one stands.
 
-Every cell of the grid holds one circle, square or triangle. All are of one kind but one, and the label is the
-odd one's cell. Colour, size, exact place and background are noise. The cells line up with the patches of
-`vit_nano`, so one token sees one cell, and the set of tokens says nothing about the label: a model without PE
-cannot beat chance, 1 / cells, whatever it learns, and a model with PE can be right every time.
+Every cell of the grid holds a circle, a square or a triangle. All cells but one hold the same kind, and the label is
+the cell of the odd one. Colour, size, exact place and background are noise.
 
-Each shape's mask and box come along, for dense tasks. Deterministic in its seed; nothing is downloaded.
+The cells are the patches of `vit_nano`, so each token sees one cell. The set of tokens says nothing about the label:
+a model without PE cannot beat chance, 1 / cells, whatever it learns. A model with PE can be right every time.
+
+Dense tasks use the mask and the box of each shape. The images depend on the seed alone; nothing is downloaded.
 """
 import torch
 from torch import Tensor
@@ -19,9 +20,11 @@ KINDS = ("circle", "square", "triangle")
 class Shapes(Dataset):
     """`shapes[i]` -> (image (3, S, S) uint8, label), S = grid * cell pixels, label in 0 ... grid^2 - 1, row by row.
 
-    All images are drawn at construction, from (seed, split). For the dense tasks, as tensors over all images:
-    kinds (size, cells): index into `KINDS`; instances (size, S, S) uint8: 0 background, c + 1 the shape in cell c;
-    boxes (size, cells, 4): x1, y1, x2, y2 in pixels, the last two exclusive.
+    All images are drawn at construction, from (seed, split), and the same whatever torch's default dtype is.
+    For the dense tasks there are tensors over all images:
+    kinds (size, cells): index into `KINDS`
+    instances (size, S, S) uint8: 0 for the background, c + 1 for the shape in cell c
+    boxes (size, cells, 4): x1, y1, x2, y2 in pixels, the last two exclusive
     """
 
     def __init__(self, split: str = "train", *, size: int | None = None, seed: int = 0, grid: int = 4, cell: int = 8):
@@ -57,13 +60,13 @@ class Shapes(Dataset):
 def _draw(kinds: Tensor, cell: int, g: torch.Generator) -> Tensor:
     """(size, cells) kinds -> (size, cells, cell, cell) bool: which pixels of its cell each shape covers.
 
-    Large enough that even in a cell of 8 pixels no circle covers just the pixels of a square.
+    The shapes are so large that even in a cell of 8 pixels a circle and a square cover different pixels.
     """
     def uniform(low, high):
-        return low + (high - low) * torch.rand(*kinds.shape, 1, 1, generator=g)
+        return low + (high - low) * torch.rand(*kinds.shape, 1, 1, generator=g, dtype=torch.float32)
 
     radius = uniform(0.375, 0.42) * cell
-    pixel = torch.arange(cell) + 0.5
+    pixel = torch.arange(cell, dtype=torch.float32) + 0.5
     x = (pixel[None, :] - cell / 2 - uniform(-0.08, 0.08) * cell) / radius      # (size, cells, 1, cell)
     y = (pixel[:, None] - cell / 2 - uniform(-0.08, 0.08) * cell) / radius      # (size, cells, cell, 1)
     circle = x ** 2 + y ** 2 <= 1

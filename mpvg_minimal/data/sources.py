@@ -1,11 +1,10 @@
-"""torchvision data sets: what is on disk, how it is augmented for training, and what is done to batches of it.
+"""The data sets for classification, how their images are augmented, and how batches of them are normalised and mixed.
 
 Sources of the augmentation: Cubuk et al. 2020 (RandAugment), Zhong et al. 2020 (random erasing), Zhang et al. 2018
 (mixup), Yun et al. 2019 (cutmix), all by torchvision. Shapes: B images, 3 channels, H x W pixels.
 """
 import urllib.error
 import zlib
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -15,51 +14,52 @@ from torchvision.transforms import InterpolationMode, v2
 
 from ..runtime import distributed
 from ..runtime.errors import UserError
+from .images import IMAGE_ENDINGS, ClassFolders, data_folder
 from .shapes import Shapes
 
 
 class Source(NamedTuple):
-    """A data set as it is on disk: (PIL image or uint8 tensor, label) pairs, and what a model must know of it."""
+    """A data set as it is on disk: (PIL image or uint8 tensor, label) pairs, and all that a model is built from."""
 
     train: Dataset
     test: Dataset
     classes: list[str]
     image_size: int
-    mean: tuple[float, float, float]        # of the pixels, scaled to 0 ... 1
+    mean: tuple[float, float, float]        # of each channel, for pixels scaled to 0 ... 1
     std: tuple[float, float, float]
-    transforms: dict[str, v2.Transform | None] | None = None    # of "train" and "test", if it brings its own
+    transforms: dict[str, v2.Transform | None] | None = None    # "train" and "test"; None: `augmentation` and `plain`
 
     def identity(self) -> dict[str, Any]:
-        """What tells one data set from another: settings of a run, so that it is not resumed with another one."""
-        checksum = zlib.crc32("\n".join(self.classes).encode())
+        """The settings that tell one data set from another. A run is not resumed when one of them differs."""
+        checksum = zlib.crc32("\n".join(self.classes).encode(errors="surrogateescape"))     # also names not in UTF-8
         return {"num_classes": len(self.classes), "image_size": self.image_size, "train_images": len(self.train),
                 "classes": f"{self.classes[0]} ... {self.classes[-1]} (checksum {checksum:08x})"}
 
 
 CIFAR_STATS = {"cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
                "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762))}
-IMAGE_ENDINGS = datasets.folder.IMG_EXTENSIONS
 SHAPES_STATS = ((0.25, 0.25, 0.25), (0.25, 0.25, 0.25))
 IMAGENET_STATS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 def open_source(dataset: str, data_dir: str, image_size: int = 224) -> Source:
-    """By name: "shapes", "cifar10", "cifar100" or "imagenet", the only one that has no size of its own."""
+    """The data set of this name: "shapes", "cifar10", "cifar100" or "imagenet". Only "imagenet" uses `image_size`."""
     if dataset == "shapes":
         return open_shapes()
     return open_imagenet(data_dir, image_size) if dataset == "imagenet" else open_cifar(dataset, data_dir)
 
 
 def open_shapes() -> Source:
-    """The built-in data set: always the same 10,000 training and 2,000 test images."""
+    """The built-in data set (shapes.py). Its 10,000 training and 2,000 test images are always the same."""
     train, test = Shapes("train"), Shapes("test")
     return Source(train, test, train.classes, train.images.shape[-1], *SHAPES_STATS)
 
 
 def open_cifar(name: str, data_dir: str) -> Source:
-    """CIFAR-10 or CIFAR-100, downloaded into `data_dir` if it is not there. UserError if it cannot be had."""
+    """CIFAR-10 or CIFAR-100 in `data_dir`, downloaded if it is missing. UserError if it is not there afterwards."""
     kind, archive = {"cifar10": (datasets.CIFAR10, "cifar-10-python.tar.gz"),
                      "cifar100": (datasets.CIFAR100, "cifar-100-python.tar.gz")}[name]
+    data_folder(data_dir)
 
     def read() -> list[Dataset]:
         try:
@@ -74,12 +74,13 @@ def open_cifar(name: str, data_dir: str) -> Source:
 
 
 def open_imagenet(data_dir: str, image_size: int = 224) -> Source:
-    """A folder with `train/CLASS/*.jpg` and `val/CLASS/*.jpg`. UserError if it is not like that."""
+    """The folder with `train/CLASS/*.jpg` and `val/CLASS/*.jpg`. UserError if the files lie in another way."""
     splits = []
-    for split in (Path(data_dir) / "train", Path(data_dir) / "val"):
+    for split in (data_folder(data_dir) / "train", data_folder(data_dir) / "val"):
         try:
-            splits.append(datasets.ImageFolder(split, is_valid_file=is_image))
-            classless = [path for path in split.iterdir() if path.is_file() and path.suffix.lower() in IMAGE_ENDINGS]
+            splits.append(ClassFolders(split))
+            classless = [path for path in split.iterdir() if path.suffix.lower() in IMAGE_ENDINGS and path.is_file()
+                         and not path.name.startswith(".")]
         except OSError as error:
             raise UserError(f"{data_dir}: {error}. Expected {split}/CLASS/*.jpg for every class") from error
         if classless:
@@ -92,20 +93,12 @@ def open_imagenet(data_dir: str, image_size: int = 224) -> Source:
     return Source(train, val, train.classes, image_size, *IMAGENET_STATS)
 
 
-def is_image(path: str) -> bool:
-    """By its name. Hidden files are passed over; any other stray file is a UserError, for it may be a lost image."""
-    hidden = Path(path).name.startswith(".")
-    if not hidden and Path(path).suffix.lower() not in IMAGE_ENDINGS:
-        raise UserError(f"{path} does not have the name of an image: move it away from the classes' folders")
-    return not hidden
-
-
 def augmentation(source: Source, *, scale: list[float], rand_augment: int = 0, erasing: float = 0.0) -> v2.Compose:
-    """Crop, flip, RandAugment (0: none), random erasing (0: none): PIL image -> (3, H, W) uint8.
+    """For training: crop, flip, RandAugment (0: none), random erasing (0: none). PIL image -> (3, H, W) uint8.
 
-    rand_augment is the magnitude on timm's scale of 0 to 10, which the published recipes use: timm draws two
-    operations and applies each with probability 1/2. torchvision's scale has 31 steps for the same range, so 9
-    becomes 27 there. timm's noise on the magnitude is left out. Erased pixels get the data set's mean colour.
+    rand_augment: the magnitude on timm's scale of 0 to 10, which the published recipes use. timm draws two operations
+    and applies each with probability 1/2. torchvision's scale has 31 steps for the same range, so 9 becomes 27.
+    timm adds noise to the magnitude; we do not. Erased pixels get the mean colour of the data set.
     """
     crop = v2.RandomResizedCrop(source.image_size, scale=scale, interpolation=InterpolationMode.BICUBIC)
     colour = tuple(round(255 * channel) for channel in source.mean)
@@ -116,12 +109,12 @@ def augmentation(source: Source, *, scale: list[float], rand_augment: int = 0, e
 
 
 def shorter_side(image_size: int) -> int:
-    """What photographs are resized to before the centre is cropped: 256 for 224."""
+    """Pixels of a photograph's shorter side when testing, before the centre is cropped: 256 for image size 224."""
     return round(image_size / 0.875)
 
 
 def plain(source: Source) -> v2.Transform | None:
-    """For testing: PIL image -> (3, H, W) uint8, large images by the usual resize and central crop."""
+    """For testing: PIL image -> (3, H, W) uint8. Photographs are resized and their centre is cropped."""
     if isinstance(source.test, datasets.ImageFolder):
         resize = v2.Resize(shorter_side(source.image_size), interpolation=InterpolationMode.BICUBIC)
         return v2.Compose([resize, v2.CenterCrop(source.image_size), v2.PILToTensor()])
@@ -129,19 +122,19 @@ def plain(source: Source) -> v2.Transform | None:
 
 
 def mixing(num_classes: int, *, mixup: float, cutmix: float) -> v2.Transform | None:
-    """Mixup or cutmix, one of them for each batch (alphas; 0: without), on normalised images on their device."""
+    """Mixup or cutmix, drawn anew for each batch of normalised images. None if both alphas are 0."""
     kinds = [kind(alpha=alpha, num_classes=num_classes)
              for kind, alpha in ((v2.MixUp, mixup), (v2.CutMix, cutmix)) if alpha > 0]
     return v2.RandomChoice(kinds) if kinds else None
 
 
 def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """(B, 3, H, W) uint8 -> float32, by mean and std of shape (3, 1, 1) for pixels scaled to 0 ... 1."""
+    """(B, 3, H, W) uint8 -> float32. mean, std: (3, 1, 1), of pixels scaled to 0 ... 1."""
     return (images.float() / 255 - mean) / std
 
 
 def take(dataset: Dataset, limit: int | None) -> Dataset:
-    """`limit` images: the first ones; of a folder, which is sorted by class, evenly spaced ones."""
+    """A data set of at most `limit` images: the first ones, or evenly spaced ones where images are sorted by class."""
     if limit is None or limit >= len(dataset):
         return dataset
     stride = len(dataset) / limit if isinstance(dataset, datasets.ImageFolder) else 1
@@ -149,7 +142,7 @@ def take(dataset: Dataset, limit: int | None) -> Dataset:
 
 
 def file_of(dataset: Dataset, index: int) -> str | None:
-    """The file that an image comes from, None if it has none of its own."""
+    """The path of the file that holds image number `index`. None for data sets that are not folders of images."""
     while isinstance(dataset, Subset):
         dataset, index = dataset.dataset, dataset.indices[index]
     return dataset.samples[index][0] if isinstance(dataset, datasets.ImageFolder) else None

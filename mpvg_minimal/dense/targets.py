@@ -1,15 +1,14 @@
-"""Data for dense tasks: (image, ONE target tensor), so that the loop stays the same.
+"""Data for dense tasks: (image, ONE target tensor), so that the loop is the same as for classification.
 
-segmentation    mask (H, W) uint8: the class of every pixel, IGNORED where none counts
-detection       objects (MOST, 6) float32, a row each: class, x1, y1, x2, y2 in pixels, 1 if it is not to be counted.
-                Rows of -1 fill up, so that a batch is one tensor.
+segmentation    mask (H, W) uint8: the class of every pixel, or IGNORED
+detection       objects (MOST, 6) float32, one row for each: class, x1, y1, x2, y2 in pixels, 1 if it is not to be
+                counted. The other rows are -1, so that a batch is one tensor.
 
-Images are squeezed to a square, test images too, and scores are computed there: that moves no IoU of boxes, but
+All images are squeezed to a square, also for testing, and scores are computed there. This changes no IoU of boxes, but
 mean IoU is not the one at the original size. Nothing is downloaded: the message says what to fetch.
 """
 import contextlib
 import io
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,25 +18,33 @@ from torch.utils.data import Dataset
 from torchvision import ops
 from torchvision.transforms import v2
 
+from ..data.images import data_folder
 from ..data.shapes import KINDS, Shapes
 from ..data.sources import IMAGENET_STATS, SHAPES_STATS, Source
 from ..runtime.errors import UserError, reason
-from .files import FETCH, LONG, OPEN
+from .files import LONG
+from .layouts import FETCH, OPEN
 
-MOST = 100              # objects in an image; of more, the largest
+MOST = 100              # objects in an image; if there are more, the largest are kept
 
 
 def open_dense(task: str, dataset: str, data_dir: str, image_size: int, scale: list[float] | None = None) -> Source:
-    """task: "segmentation" or "detection"; dataset: "shapes", "voc", "coco", or "ade20k" (segmentation alone).
+    """The data set with its targets. task: "segmentation" or "detection".
 
-    scale: the smallest and the largest share of an image that a training crop shows. UserError if it is not there.
+    dataset: "shapes", "voc", "coco", or "ade20k", which has segmentation only.
+    scale: the smallest and the largest share of an image that a training crop shows. None: images are not cropped.
+    UserError if the data set is not complete.
     """
     if dataset == "shapes":
         return open_shapes(task)
     try:
         with contextlib.redirect_stdout(io.StringIO()):                     # pycocotools prints
-            train, test, classes = OPEN[dataset](task, Path(data_dir))
-    except (OSError, RuntimeError, ValueError, KeyError) as error:
+            train, test, classes = OPEN[dataset](task, data_folder(data_dir))
+    except (MemoryError, UserError):
+        raise
+    except ImportError as error:                                            # pycocotools
+        raise UserError(f"{error}: --dataset {dataset} needs it, install it by pip") from error
+    except Exception as error:                                              # the files may hold anything
         raise UserError(f"{dataset} is not complete in {data_dir} ({reason(error, LONG)}): fetch "
                         + FETCH[dataset].format(data_dir)) from error
     if not len(train) or not len(test):
@@ -47,14 +54,14 @@ def open_dense(task: str, dataset: str, data_dir: str, image_size: int, scale: l
 
 
 def transforms_of(image_size: int, scale: list[float] | None) -> dict[str, v2.Compose]:
-    """(PIL image, mask or objects) -> the tensors that the top of this file describes."""
+    """For "train" and "test": (PIL image, mask or objects) -> the tensors that the top of this file describes."""
     size = (image_size, image_size)
     crop = [v2.RandomResizedCrop(size, scale=scale), v2.RandomHorizontalFlip()] if scale else [v2.Resize(size)]
     return {"train": v2.Compose([*crop, pack]), "test": v2.Compose([v2.Resize(size), pack])}
 
 
 def open_shapes(task: str) -> Source:
-    """The built-in shapes. A shape's class is its kind AND the half of the image it stands in: 3 x 2 classes."""
+    """The built-in shapes in 3 x 2 classes: the kind of a shape AND the half of the image in which it stands."""
     train, test = DenseShapes("train", task), DenseShapes("test", task)
     classes = [f"{kind}, {side}" for kind in KINDS for side in ("left", "right")]
     classes = ["background", *classes] if task == "segmentation" else classes
@@ -62,7 +69,7 @@ def open_shapes(task: str) -> Source:
 
 
 class DenseShapes(Dataset):
-    """`Shapes` with masks or boxes for targets."""
+    """The images of `Shapes`, with masks or boxes as targets."""
 
     def __init__(self, split: str, task: str, *, size: int | None = None):
         shapes = Shapes(split, size=size)
@@ -85,13 +92,13 @@ class DenseShapes(Dataset):
 
 
 def pack(image: Image.Image, target: Any) -> tuple[Tensor, Tensor]:
-    """The last of the transforms: boxes as rows, those cropped away left out, and everything as plain tensors."""
+    """The last transform: to plain tensors. Boxes become rows, and those that were cropped away are left out."""
     image = v2.functional.pil_to_tensor(image)                              # (3, H, W) uint8
     if not isinstance(target, dict):
         return image, target.as_subclass(Tensor).to(torch.uint8)            # (H, W)
     boxes = ops.clip_boxes_to_image(target["boxes"].as_subclass(Tensor), image.shape[1:])
     keep = ops.remove_small_boxes(boxes, min_size=1.0)
     keep = keep[ops.box_area(boxes[keep]).argsort(descending=True)[:MOST]]
-    rows = torch.full((MOST, 6), -1.0)
+    rows = torch.full((MOST, 6), -1.0, dtype=torch.float32)
     rows[:len(keep)] = torch.cat([target["labels"][keep, None], boxes[keep], target["ignored"][keep, None]], dim=1)
     return image, rows

@@ -1,4 +1,7 @@
-"""A user's mistake is one line on stderr and exit code 2; a mistake of ours is a traceback."""
+"""A user's mistake is one line on stderr and exit code 2. So is a failure of the machine, with exit code 1.
+
+Anything else is a mistake of ours and stays a traceback.
+"""
 import os
 import re
 import sys
@@ -6,7 +9,7 @@ from contextlib import contextmanager
 
 
 class UserError(Exception):
-    """What was got, what was expected, what to do: in one line."""
+    """One line for the user: what was found, what was expected, what to do."""
 
     exit_code = 2
 
@@ -17,43 +20,73 @@ class NonFinite(UserError):
     exit_code = 1
 
 
+class Exhausted(UserError):
+    """Memory, or another resource of the machine, was not enough."""
+
+    exit_code = 1
+
+
 class LostLoader(UserError):
     """A process that loads images died."""
 
     exit_code = 1
 
-    def __init__(self, why: Exception):
+    def __init__(self, why: BaseException):
         super().__init__(f"a process that loads images died ({reason(why).strip('.: ')}): out of memory? "
                          "Try fewer --workers, and go on with --resume")
 
 
 class Interrupted(UserError):
-    """SIGTERM or SIGINT came, and the run was saved: exit code 143 or 130, as the shell would give."""
+    """SIGTERM or SIGINT came, and the run was saved. Exit code 143 or 130, as a shell gives it."""
 
     def __init__(self, message: str, signal_number: int):
         super().__init__(message)
         self.exit_code = 128 + signal_number
 
 
-def reason(error: Exception, length: int = 120) -> str:
-    """An exception in a few words: its type and the first line of what it says, cut to this length."""
+SHARED_MEMORY = ("the shared memory of this machine, /dev/shm, is too small for the images that workers load: give the "
+                 "container more, for instance by docker run --shm-size=8g, or lower --workers; --workers 0 needs none")
+# What torch, CUDA, numpy, Python and Linux say when a resource is used up, and what the user can do.
+EXHAUSTED = {
+    r"shared memory\(shm\)|out of shared memory|</torch_\d": SHARED_MEMORY,
+    r"[Tt]oo many open files": "more files are open than this shell allows: raise the limit by ulimit -n, or use fewer "
+    "workers; --workers 0 needs least",
+    r"OutOfMemoryError|out of memory|STATUS_ALLOC_FAILED": "the memory of the GPU is not enough: lower --batch-size or "
+    "--image-size, choose a smaller --model, or take each batch in parts by train_imagenet.py's --accumulate",
+    r"MemoryError|can't allocate memory|Cannot allocate memory": "the memory of this machine is not enough: lower "
+    "--batch-size, --image-size or --workers, or choose a smaller --model"}
+
+
+def exhausted(error: BaseException) -> Exhausted | None:
+    """The line for an exception that says that a resource of the machine is used up. None for any other exception."""
+    if isinstance(error, (RuntimeError, OSError, MemoryError)):
+        lines = [f"{type(error).__name__}: {line}" for line in str(error).splitlines() or [""]]
+        for pattern, advice in EXHAUSTED.items():
+            if said := next(filter(re.compile(pattern).search, lines), None):
+                return Exhausted(f"{advice} ({said[:120]})")
+    return None
+
+
+def lost_loader(error: BaseException | None) -> LostLoader | Exhausted | None:
+    """The line for an exception that says that a process that loads images died. None for any other exception.
+
+    torch raises it at whatever line the main process is in. That line may be in a `finally`, or in code that raises
+    another exception in turn, so all exceptions before this one are looked at too.
+    """
+    while error is not None and not re.match(r"DataLoader worker \(pid", str(error)):
+        error = error.__context__
+    return error and (exhausted(error) or LostLoader(error))
+
+
+def reason(error: BaseException, length: int = 120) -> str:
+    """An exception in a few words: its type and the first line of its message, cut to this length."""
     first = (str(error).splitlines() or [""])[0]
     return f"{type(error).__name__}: {first[:length]}"
 
 
-def lost_loader(error: BaseException | None) -> bool:
-    """Whether a process that loads images died: torch raises that at whatever line the main process is in.
-
-    The line may be in a `finally`, or in code that raises something else in turn: hence the whole chain.
-    """
-    while error is not None and not re.match(r"DataLoader worker \(pid", str(error)):
-        error = error.__context__
-    return error is not None
-
-
 @contextmanager
 def one_line_errors():
-    """Around a script's main(): a `UserError` inside ends the process with its message and its exit code."""
+    """Put this around a script's main(). A `UserError` inside ends the process with its message and its exit code."""
     try:
         yield
     except UserError as error:
@@ -61,11 +94,14 @@ def one_line_errors():
     except KeyboardInterrupt:                       # before training has begun, or the second one
         message, exit_code = "interrupted, nothing more was saved", 130
     except Exception as error:
-        if not lost_loader(error):
+        known = exhausted(error) or lost_loader(error)
+        if not known:
             raise
-        message, exit_code = str(LostLoader(error)), LostLoader.exit_code
+        message, exit_code = str(known), known.exit_code
     else:
         return
     process = f"[rank {os.environ['RANK']}] " if "RANK" in os.environ else ""       # set by torchrun
-    print(f"{process}error:", " ".join(message.split()), file=sys.stderr, flush=True)
+    words = " ".join(message.split())
+    words = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in words)   # names of files
+    print(f"{process}error:", words, file=sys.stderr, flush=True)
     raise SystemExit(exit_code)

@@ -4,6 +4,7 @@ The content goes into a temporary file beside the real one, which is renamed onl
 atomic, so a kill at any moment leaves either the old file or the new one, and never a part of one.
 """
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,24 +15,29 @@ from .errors import UserError, reason
 
 @contextmanager
 def replacing(path: Path, *, keep: Path | None = None, many: bool = False,
-              advice: str = "is the disk full?") -> Iterator[BinaryIO]:
+              replace: bool = True, advice: str = "is the disk full?") -> Iterator[BinaryIO]:
     """A temporary file to write to. At the end it is flushed to the disk and takes the name `path`; folders are made.
 
     keep: the name that the old file gets, if there is one; None: the old file is replaced.
-    many: for one of very many files that can be made again. It is not flushed, and several processes may write it.
+    many: for one of very many files that can be made again. It is not flushed, and several processes, also on several
+    machines, may write it: the temporary file has a random name. The name is short, because that of the file may be as
+    long as the file system allows.
+    replace: if False, a file that has the name by then stays, and the new one is thrown away.
     UserError if the file cannot be written; it ends with the advice. The old file is then untouched.
     """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp" if many else f"{path.name}.tmp")
+    temporary = path.with_name(f".{secrets.token_hex(8)}" if many else f"{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
+        temporary.unlink(missing_ok=True)                       # a killed process left it
+        with open(temporary, "xb") as file:                     # "x" follows no symbolic link
             yield file
             if not many:
                 file.flush()
                 os.fsync(file.fileno())
         if keep and path.exists():
             os.replace(path, keep)
-        os.replace(temporary, path)
+        if replace or not linked(temporary, path):
+            os.replace(temporary, path)
         if not many:
             flush_folder(path.parent)
     except OSError as error:
@@ -39,6 +45,15 @@ def replacing(path: Path, *, keep: Path | None = None, many: bool = False,
     finally:
         with suppress(OSError):                                 # after the rename it does not exist any more
             temporary.unlink()
+
+
+def linked(temporary: Path, path: Path) -> bool:
+    """Give the file the name `path` too, unless that is taken. False where the file system has no hard links."""
+    try:
+        os.link(temporary, path)
+    except OSError as error:
+        return isinstance(error, FileExistsError)
+    return True
 
 
 def write_text(path: Path, text: str, **options: str) -> None:

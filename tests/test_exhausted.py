@@ -1,0 +1,101 @@
+"""Memory, shared memory or open files that are used up: one line that says what to lower, and exit code 1."""
+import ctypes
+import errno
+import os
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+import torch
+from runs import run
+
+from mpvg_minimal.runtime.errors import Exhausted, exhausted, one_line_errors
+
+FLAGS = ("train_cifar", "--dataset", "shapes", "--gap", "--mpvg", "--batch-size", "96", "--epochs", "1")
+MACHINE, GPU = "error: the memory of this machine is not enough", "error: the memory of the GPU is not enough"
+SHARED, FILES = "error: the shared memory of this machine, /dev/shm, is too small", "error: more files are open than"
+
+
+def fails_with(error: Exception):
+    def fail():
+        raise error
+    return fail
+
+
+def in_a_finally():
+    try:
+        raise RuntimeError("DataLoader worker (pid 17) is killed by signal: Bus error. It is possible that "
+                           "dataloader's workers are out of shared memory. Please try to raise your limit.")
+    finally:
+        raise KeyError("epoch")
+
+
+@pytest.mark.parametrize("fail, line, advice", [
+    (lambda: torch.empty(2 ** 46), MACHINE, "--batch-size"),                    # more than a process can address
+    (lambda: np.zeros(2 ** 46), MACHINE, "--workers"),
+    (lambda: bytearray(2 ** 48), MACHINE, "--model"),
+    (fails_with(OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))), MACHINE, "--workers"),
+    (fails_with(MemoryError("Caught MemoryError in DataLoader worker process 0.\nOriginal Tra")), MACHINE, "lower"),
+    (fails_with(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has")), GPU, "2.00 GiB"),
+    (fails_with(RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be")), GPU, "--batch-size"),
+    (fails_with(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling")), GPU, "--accumulate"),
+    (fails_with(RuntimeError("MPS backend out of memory (MPS allocated: 8 GB)")), GPU, "--image-size"),
+    (fails_with(RuntimeError("Caught RuntimeError in DataLoader worker process 0.\nOriginal Traceback (most recent "
+                             "call last):\n  File\nRuntimeError: unable to write to file </torch_17_1_0>: No space "
+                             "left on device (28)")), SHARED, "--shm-size"),
+    (in_a_finally, SHARED, "--workers 0"),
+    (fails_with(RuntimeError("Too many open files. Communication with the workers is no longer possible.")), FILES,
+     "ulimit -n")])
+def test_what_is_used_up_is_one_line(fail, line, advice, capsys):
+    with pytest.raises(SystemExit) as end, one_line_errors():
+        fail()
+    out, err = capsys.readouterr()
+    assert (end.value.code, out, err.count("\n")) == (1, "", 1)
+    assert err.startswith(line) and advice in err, err
+
+
+@pytest.mark.parametrize("error", [
+    RuntimeError("mat1 and mat2 shapes cannot be multiplied"), ValueError("out of memory"), OSError(2, "No such file"),
+    RuntimeError("out of resource: shared memory, Required: 300000, Hardware limit: 232448")])
+def test_a_mistake_of_ours_is_not_taken_for_that(error):
+    """The last one is Triton's: its shared memory is the GPU's."""
+    assert exhausted(error) is None
+    with pytest.raises(type(error)), one_line_errors():
+        raise error
+
+
+def test_control_characters_in_names_are_not_sent_to_the_terminal(capsys):
+    with pytest.raises(SystemExit), one_line_errors():
+        raise Exhausted("a\0b \x1b[31m c\nd \udcff größe")
+    assert capsys.readouterr().err == "error: a\\x00b \\x1b[31m c d \\udcff größe\n"
+
+
+def small_shared_memory(size: str):
+    def fault():
+        """A small /dev/shm for this process and its children."""
+        assert ctypes.CDLL(None).unshare(0x00020000) == 0                       # CLONE_NEWNS
+        subprocess.run(["mount", "--make-rprivate", "/"], check=True)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", "/dev/shm"], check=True)
+    return fault
+
+
+def may_mount() -> bool:
+    command = ["unshare", "-m", "mount", "-t", "tmpfs", "tmpfs", "/dev/shm"]
+    return bool(shutil.which("unshare")) and not subprocess.run(command, capture_output=True).returncode
+
+
+@pytest.mark.parametrize("size", ["32k", "200k"])
+def test_a_small_shared_memory(tmp_path, size):
+    """As in a container, whose /dev/shm has 64 MB if nothing is said. Here a batch of 96 images has 295 KB.
+
+    200 KB is too small for a batch, 32 KB even for the semaphores of the loader.
+    """
+    if not may_mount():
+        pytest.skip("only root may mount a small /dev/shm")
+    fault = small_shared_memory(size)
+    ended = run(*FLAGS, "--workers", 2, "--out", tmp_path / "run", fault=fault)
+    assert (ended.code, ended.err.count("\n")) == (1, 1), ended.err
+    assert ended.err.startswith(SHARED) and "--shm-size=8g" in ended.err and "--workers 0" in ended.err
+    again = run(*FLAGS, "--workers", 0, "--out", tmp_path / "again", fault=fault)
+    assert (again.code, again.err) == (0, "")                                   # the advice works
