@@ -100,12 +100,12 @@ def train(args: argparse.Namespace, device: torch.device) -> None:
 
 def main() -> None:
     args = parse()
-    device = distributed.start(flags.choose_device(args.device))
+    device = distributed.join(flags.choose_device(args.device))
     if args.eval:
         test(args, device)
     else:
         train(args, device)
-    distributed.stop()
+    distributed.leave()
 
 
 if __name__ == "__main__":

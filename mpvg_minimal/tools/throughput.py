@@ -124,14 +124,14 @@ def processes(setup: Setup) -> dict[str, Any]:
     times = {"alone": [], "together": []}
     for _ in range(setup.args.rounds + 1):
         for name, run in (("alone", alone), ("together", together)):
-            distributed.agree(0)                                # all begin at once
+            distributed.barrier()                                # all begin at once
             began = time.perf_counter()
             if name == "together" or distributed.is_first():
                 run.model.train()
                 train_step(run, images, labels, lr=1e-4)
             synchronize(setup.device)
             times[name].append(time.perf_counter() - began)
-            distributed.agree(0)
+            distributed.barrier()
     ratios = [a / b for a, b in zip(times["alone"][1:], times["together"][1:])]
     return {"count": distributed.count(), "efficiency": statistics.median(ratios),
             "images_per_second": distributed.count() * len(images) / statistics.median(times["together"][1:])}
@@ -156,7 +156,7 @@ def main() -> None:
         raise UserError("--parts processes compares processes: start it by torchrun --nproc-per-node 2")
     if args.cache and args.dataset != "imagenet":
         raise UserError(f"--cache {args.cache} is for --dataset imagenet, not for {args.dataset}")
-    device = distributed.start(flags.choose_device(args.device))
+    device = distributed.join(flags.choose_device(args.device))
     amp, loader = flags.choose_amp(args.amp, device), choose_loader(args.loader, device, args.dataset)
     recipe = {"shapes": recipes.SHAPES, "imagenet": recipes.IMAGENET}.get(args.dataset, recipes.CIFAR)
     recipe = flags.adjust(recipe, args)
@@ -171,7 +171,7 @@ def main() -> None:
             print(part, json.dumps(result[part]), flush=True)
     if distributed.is_first():
         write(result, args.out / ("_".join(["throughput", device.type, settings["model"], *args.parts]) + ".json"))
-    distributed.stop()
+    distributed.leave()
 
 
 if __name__ == "__main__":
