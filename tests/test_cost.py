@@ -16,7 +16,7 @@ from mpvg_minimal import vit_lite, vit_nano
 from mpvg_minimal.runtime import provenance
 from mpvg_minimal.runtime.errors import UserError
 from mpvg_minimal.tools import cost, measure
-from mpvg_minimal.tools.throughput import Repeated
+from mpvg_minimal.tools.throughput_parts import Repeated
 
 CPU = torch.device("cpu")
 
