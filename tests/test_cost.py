@@ -15,7 +15,7 @@ from torch import nn
 from mpvg_minimal import vit_lite, vit_nano
 from mpvg_minimal.runtime import provenance
 from mpvg_minimal.runtime.errors import UserError
-from mpvg_minimal.tools import cost, measure
+from mpvg_minimal.tools import cost, cost_report, measure
 from mpvg_minimal.tools.throughput_parts import Repeated
 
 CPU = torch.device("cpu")
@@ -143,7 +143,7 @@ def test_a_repeated_batch_stands_in_for_a_loader():
 
 def test_a_peak_is_shown_where_the_device_tells_it():
     row = {"model": "vit_nano", "variant": "once", "compiled": False, "parameters": 1, "gflop_forward": 1.0}
-    shown = [cost.table([row | peak]).splitlines()[-1].split(" | ")[5] for peak in ({}, {"peak_mb": 1234.4})]
+    shown = [cost_report.table([row | peak]).splitlines()[-1].split(" | ")[5] for peak in ({}, {"peak_mb": 1234.4})]
     assert shown == ["–", "1,234"]
 
 
@@ -172,14 +172,14 @@ def test_the_command_measures_every_schedule_and_the_folded_model(tmp_path, flag
     assert "train_ratio" not in rows["mpvg, folded"]
     kept = measure.kept_for_backward(vit_nano(pe="mpvg"), torch.randn(3, 3, 32, 32))
     assert rows["mpvg"]["kept_mb_per_image"] == pytest.approx(kept / 3e6)
-    assert cost.table(result["rows"]) in done.stdout
+    assert cost_report.table(result["rows"]) in done.stdout
 
 
 def test_the_readmes_table_is_drawn_from_the_measurement():
     files = (ROOT / "results" / f"cost_cpu{kind}.json" for kind in ("", "_compiled"))
     rows = [row for file in files for row in json.loads(file.read_text())["rows"]]
     readme = " ".join((ROOT / "README.md").read_text().split())
-    assert " ".join(cost.short_table(rows).split()) in readme
+    assert " ".join(cost_report.short_table(rows).split()) in readme
     control = [row[f"{what}_ratio"] for row in rows for what in ("train", "inference") if row["variant"] == cost.COPY]
     assert f"whose true ratio is 1, lies between {min(control):.3f} and {max(control):.3f}" in readme
     timm = [sorted(row[f"{what}_ratio"] for row in rows for what in ("train", "inference")
