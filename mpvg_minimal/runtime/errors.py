@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 
 class UserError(Exception):
-    """A mistake of the user: one line that says what was got, what was expected and what to do."""
+    """What was got, what was expected, what to do: in one line."""
 
     exit_code = 2
 
@@ -24,11 +24,11 @@ class LostLoader(UserError):
 
     def __init__(self, why: Exception):
         super().__init__(f"a process that loads images died ({reason(why).strip('.: ')}): out of memory? "
-                         "Try fewer --workers; a run that has a checkpoint goes on with --resume")
+                         "Try fewer --workers, and go on with --resume")
 
 
 class Interrupted(UserError):
-    """SIGTERM or SIGINT came, and the run was saved. The exit code is 143 or 130, as in a shell."""
+    """SIGTERM or SIGINT came, and the run was saved: exit code 143 or 130, as the shell would give."""
 
     def __init__(self, message: str, signal_number: int):
         super().__init__(message)
@@ -36,16 +36,15 @@ class Interrupted(UserError):
 
 
 def reason(error: Exception, length: int = 120) -> str:
-    """An exception in a few words: its type, and the first line of its message, cut to this length."""
+    """An exception in a few words: its type and the first line of what it says, cut to this length."""
     first = (str(error).splitlines() or [""])[0]
     return f"{type(error).__name__}: {first[:length]}"
 
 
 def lost_loader(error: BaseException | None) -> bool:
-    """Whether the error comes from a dead process that loads images.
+    """Whether a process that loads images died: torch raises that at whatever line the main process is in.
 
-    torch raises that error in the main process at any line. The line may be in code that raises another error in turn,
-    so the whole chain of errors is searched.
+    The line may be in a `finally`, or in code that raises something else in turn: hence the whole chain.
     """
     while error is not None and not re.match(r"DataLoader worker \(pid", str(error)):
         error = error.__context__
@@ -54,7 +53,7 @@ def lost_loader(error: BaseException | None) -> bool:
 
 @contextmanager
 def one_line_errors():
-    """For a script's main(): a `UserError` inside ends the process with one line on stderr and its exit code."""
+    """Around a script's main(): a `UserError` inside ends the process with its message and its exit code."""
     try:
         yield
     except UserError as error:
