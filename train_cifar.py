@@ -63,9 +63,9 @@ def train(args: argparse.Namespace, device: torch.device) -> None:
 
 def main() -> None:
     args = parse()
-    device = distributed.start(flags.choose_device(args.device))
+    device = distributed.join(flags.choose_device(args.device))
     train(args, device)     # a function of its own, so that the run is freed before its process group is destroyed
-    distributed.stop()
+    distributed.leave()
 
 
 if __name__ == "__main__":

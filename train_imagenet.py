@@ -41,7 +41,7 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def test(args: argparse.Namespace, device: torch.device) -> None:
+def evaluate(args: argparse.Namespace, device: torch.device) -> None:
     """--eval: test a checkpoint, which says itself which model it is. A flag that says otherwise is refused."""
     saved = checkpoint.read(args.eval)
     settings, amp = saved["settings"], flags.choose_amp(args.amp, device)
@@ -100,12 +100,12 @@ def train(args: argparse.Namespace, device: torch.device) -> None:
 
 def main() -> None:
     args = parse()
-    device = distributed.start(flags.choose_device(args.device))
+    device = distributed.join(flags.choose_device(args.device))
     if args.eval:
-        test(args, device)
+        evaluate(args, device)
     else:
         train(args, device)
-    distributed.stop()
+    distributed.leave()
 
 
 if __name__ == "__main__":

@@ -526,7 +526,7 @@ def test_one_process_more_than_gpus(monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "3")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(UserError, match="process 3 of this machine has no GPU, there are 2"):
-        distributed.start(torch.device("cuda"))
+        distributed.join(torch.device("cuda"))
 
 
 @pytest.mark.promise("bad flags")

@@ -14,7 +14,7 @@ from dense_grid import table as dense_table  # noqa: E402
 from grid_findings import by_depth, correlations, shifts, zeroed  # noqa: E402
 from grid_report import claims_table, mean_and_error, origins, paired, short_table  # noqa: E402
 
-from mpvg_minimal.tools import cost  # noqa: E402
+from mpvg_minimal.tools import cost, cost_report  # noqa: E402
 
 RESULTS = ROOT / "results"
 PUBLISHED = """\
@@ -97,7 +97,7 @@ def costs() -> list[str]:
         `{command_of(compiled)}`, commit `{eager['environment']['commit']}` ([eager](cost_cpu.json),
         [compiled](cost_cpu_compiled.json)). Medians over rounds in which the candidates take turns. As a check we also
         timed an identical copy of PE once: its true ratio is 1, we measured {span(cost.COPY)}. Differences below 2 %
-        are noise. On a GPU: not measured."""), cost.short_table(rows), "",
+        are noise. On a GPU: not measured."""), cost_report.short_table(rows), "",
         *say(f"""timm's ViT is the same model to the last parameter. Its tokens keep a convolution's layout in memory,
         so every norm copies them: it runs at {span('timm', False)} of our images/s, compiled at {span('timm', True)}.
         `vit_lite` still had biases on queries, keys and values when this was measured.""")]

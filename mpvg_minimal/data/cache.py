@@ -38,20 +38,21 @@ def cached(source: Source, folder: Path, *, limit: int | None, workers: int) -> 
     """
     train, side = source.train, shorter_side(source.image_size)
     names = [os.path.relpath(file, train.root) for file, _ in train.samples]
-    stamp = {"shorter_side": side, "quality": QUALITY, "images": len(names)}
-    distributed.one_first(lambda: claim(folder, stamp | {"checksum_of_names_sizes_and_times": checksum(train, names)}))
+    stamp = {"shorter_side": side, "quality": QUALITY, "images": len(names),
+             "checksum_of_names_sizes_and_times": checksum(train, names)}
+    distributed.first_process_first(lambda: claim(folder, stamp))
     targets = [str(folder / "train" / name) for name in names]
     there = {os.path.join(place, name) for place, _, files in os.walk(folder / "train") for name in files}
     wanted = getattr(take(train, limit), "indices", range(len(names)))
     missing = [index for index in wanted if targets[index] not in there]
-    distributed.agree(0)                            # all have looked before the first one writes, so the shares fit
+    distributed.barrier()                            # all have looked before the first begins: their shares fit
     rank, count = distributed.on_this_machine()
     if missing:
         batches = Batches(Resized(train, targets, missing, side), None, batch_size=TOGETHER * count, train=False,
                           rank=rank, world=count, workers=workers)
         for _ in tqdm(batches.epoch(), total=len(batches), desc=f"resizing into {folder}", leave=False, disable=None):
             pass
-    distributed.agree(0)                            # all have written before the first one trains
+    distributed.barrier()                            # all are through before the first one trains
     small = copy.copy(train)
     small.samples = small.imgs = [(target, label) for target, (_, label) in zip(targets, train.samples, strict=True)]
     return source._replace(train=small)

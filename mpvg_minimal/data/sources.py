@@ -69,7 +69,7 @@ def open_cifar(name: str, data_dir: str) -> Source:
             raise UserError(f"{name} is not complete in {data_dir} and could not be downloaded ({why}): put {archive} "
                             f"into {data_dir}, or train without a download by --dataset shapes") from error
 
-    train, test = distributed.one_first(read)
+    train, test = distributed.first_process_first(read)
     return Source(train, test, train.classes, 32, *CIFAR_STATS[name])
 
 

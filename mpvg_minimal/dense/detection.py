@@ -102,7 +102,7 @@ def evaluate_detector(model: nn.Module, batches: Any, **options: Any) -> dict[st
     for detections, objects in evaluate_batches(model, batches, **options):
         found += [{key: value.cpu() for key, value in image.items()} for image in detections]
         truths += [rows[rows[:, 0] >= 0] for rows in objects.cpu()]
-    parts = distributed.gathered((found, truths))
+    parts = distributed.all_gather((found, truths))
     return average_precision([f for part in parts for f in part[0]], [t for part in parts for t in part[1]])
 
 

@@ -67,7 +67,7 @@ def evaluate_segmenter(model: nn.Module, batches: Any, **options: Any) -> dict[s
         classes, counted = scores.shape[1], masks != IGNORED
         pairs = classes * masks[counted].long() + scores.argmax(1)[counted]
         confusion = confusion + pairs.bincount(minlength=classes ** 2).view(classes, classes)   # (K, K): truth, given
-    return iou_of(distributed.summed(confusion))
+    return iou_of(distributed.all_reduce_sum(confusion))
 
 
 def iou_of(confusion: Tensor) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """Many processes, one model: what training needs beyond DistributedDataParallel. With one process, all of it is free.
 
-`torchrun` starts the processes and tells each its place in environment variables. Tensors on CPU are reduced by
-gloo and tensors on a GPU by NCCL, in one process group.
+`torchrun` starts the processes and tells each one its place in environment variables. gloo sums tensors on the CPU and
+NCCL tensors on a GPU, in one process group.
 """
 import os
 from collections.abc import Callable
@@ -14,8 +14,8 @@ from torch import Tensor
 from .errors import UserError
 
 
-def start(device: torch.device) -> torch.device:
-    """Joins the group if `torchrun` started this process. Returns the device of this process."""
+def join(device: torch.device) -> torch.device:
+    """Join the process group if `torchrun` started this process. Returns the device of this process."""
     if "LOCAL_RANK" not in os.environ:
         return device
     if device.type == "cuda":
@@ -32,7 +32,8 @@ def start(device: torch.device) -> torch.device:
     return device
 
 
-def stop() -> None:
+def leave() -> None:
+    """Leave the process group. DistributedDataParallel must have been freed before."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -51,7 +52,7 @@ def is_first() -> bool:
 
 
 def on_this_machine() -> tuple[int, int]:
-    """This process's number among those of its machine, and how many these are."""
+    """This process's number among the processes of its machine, and how many they are."""
     if not dist.is_initialized():
         return 0, 1
     return int(os.environ["LOCAL_RANK"]), int(os.environ.get("LOCAL_WORLD_SIZE", count()))
@@ -62,16 +63,30 @@ def was_restarted() -> bool:
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
 
 
-def summed(tensor: Tensor) -> Tensor:
-    """The sum over all processes, in every process."""
+def all_reduce_sum(tensor: Tensor) -> Tensor:
+    """The sum of the processes' tensors, in every process."""
     if dist.is_initialized():
         tensor = tensor.clone()
         dist.all_reduce(tensor)
     return tensor
 
 
-def gathered(value: Any) -> list[Any]:
-    """The processes' values, plain or tensors on CPU, in every process."""
+def all_reduce_max(number: int) -> int:
+    """The largest of the processes' numbers, in every process. It is found on the CPU and waits for no GPU."""
+    if not dist.is_initialized():
+        return number
+    tensor = torch.tensor(number)
+    dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+    return int(tensor)
+
+
+def barrier() -> None:
+    """Wait until every process is here."""
+    all_reduce_max(0)
+
+
+def all_gather(value: Any) -> list[Any]:
+    """The processes' values in order, in every process: plain types, or tensors on the CPU."""
     if not dist.is_initialized():
         return [value]
     values = [None] * count()
@@ -79,11 +94,11 @@ def gathered(value: Any) -> list[Any]:
     return values
 
 
-def one_first(function: Callable[[], Any]) -> Any:
-    """function(), which may write files: first in the first process, then in one of each machine, then in the others.
+def first_process_first(function: Callable[[], Any]) -> Any:
+    """function(), first in process 0, then in one process of every other machine, then in all others.
 
-    So what is missing is fetched once, and once on every machine that has a disk of its own. A UserError of one
-    process is raised in all of them, before the next ones begin.
+    So files that it fetches or writes are made once on every disk. A UserError in one process is raised in all of them
+    before the next ones begin.
     """
     stage, result, error = 0 if is_first() else 1 if os.environ.get("LOCAL_RANK") == "0" else 2, None, None
     for number in range(3):
@@ -92,16 +107,7 @@ def one_first(function: Callable[[], Any]) -> Any:
                 result = function()
             except UserError as caught:
                 error = caught
-        messages = [message for message in gathered(error and str(error)) if message]
+        messages = [message for message in all_gather(error and str(error)) if message]
         if messages:
             raise error or UserError(messages[0])
     return result
-
-
-def agree(number: int) -> int:
-    """The largest of the processes' numbers, in every process. On CPU, so it does not wait for a GPU."""
-    if not dist.is_initialized():
-        return number
-    tensor = torch.tensor(number)
-    dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
-    return int(tensor)

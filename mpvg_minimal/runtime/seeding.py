@@ -34,9 +34,6 @@ def seeded(*key: str | int):
     torchvision's transforms draw from that generator and take no other. Not `torch.manual_seed`, which
     would move the generators of the GPUs too and not put them back.
     """
-    before = torch.get_rng_state()
-    torch.default_generator.manual_seed(seed_of(*key))
-    try:
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed_of(*key))
         yield
-    finally:
-        torch.set_rng_state(before)

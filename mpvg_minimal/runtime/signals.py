@@ -3,21 +3,25 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
-ONE_EVENT = 1.0         # seconds: what comes so soon after the first signal is the same event
+ONE_EVENT = 1.0         # seconds: a second signal that comes within this time belongs to the same event
 
 
+@dataclass
 class Interrupt:
-    """`number` is 0 until a signal comes, then the signal's number; `since` is when it came."""
+    """The signal that came."""
 
-    number, since = 0, 0.0
+    number: int = 0     # 0: none came
+    since: float = 0.0  # when it came
 
 
 @contextmanager
-def noted() -> Iterator[Interrupt]:
-    """Inside, the first SIGTERM or SIGINT is noted in the `Interrupt` given; a later one acts at once, as usual.
+def catch_signals() -> Iterator[Interrupt]:
+    """Inside, the first SIGTERM or SIGINT is noted in the `Interrupt`. A later one acts at once, as it usually does.
 
-    Not one that comes within a second: a cluster may signal every process, and `torchrun` passes its own signal on.
+    One that comes within a second is ignored, because a cluster may signal every process, and `torchrun` passes its own
+    signal on.
     """
     interrupt = Interrupt()
 

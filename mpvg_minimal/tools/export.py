@@ -1,9 +1,9 @@
 """A trained model as a file: `python -m mpvg_minimal.tools.export RUN` writes RUN/model.pt2 and RUN/model.onnx.
 
-What is written is the folded model (fold.py): every PE is a constant in it, and of a classifier PE at the last
-norm is part of the head's bias. Input: images (B, 3, H, W), float32, normalised as in training, with any B; output:
-logits (B, K), or scores of every pixel (B, K, H, W). Each file is loaded again and compared with the model itself.
-Needs onnx and onnxscript for the second file, and onnxruntime to compare it: pip install onnx onnxscript onnxruntime
+The file holds the folded model (fold.py): every PE is a constant, and in a classifier PE at the last norm is a part of
+the head's bias. Input: images (B, 3, H, W), float32, normalized as in training, with any B. Output: logits (B, K), or
+scores of every pixel (B, K, H, W). Each file is loaded again and compared with the model itself.
+The second file needs onnx and onnxscript, and comparing it onnxruntime: pip install onnx onnxscript onnxruntime
 """
 import copy
 import importlib.util
@@ -27,7 +27,7 @@ from ..training.models import build_model, load_model
 def folded(model: nn.Module) -> nn.Module:
     """A classifier or a segmenter, folded for inference. UserError for a detector, whose outputs are lists."""
     if isinstance(model, Detector):
-        raise UserError("a detector gives as many boxes as it finds: only classifiers and segmenters are exported")
+        raise UserError("the outputs of a detector are lists: only classifiers and segmenters can be exported")
     if not isinstance(model, Segmenter):
         return fold_last_pe(model)
     model = copy.deepcopy(model).eval()
@@ -37,8 +37,11 @@ def folded(model: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def export(model: nn.Module, image_size: tuple[int, int], folder: Path) -> dict[str, float | None]:
-    """Writes model.pt2 and, if its packages are there, model.onnx. Returns the largest difference from `model`'s
-    outputs for each file, on other images than were used to export; None where onnxruntime is not installed."""
+    """Write model.pt2 and, if its packages are installed, model.onnx.
+
+    Returns for each file the largest difference from the outputs of `model`, on other images than were used to export
+    it. None: not compared, because onnxruntime is not installed.
+    """
     small = folded(model)
     batch = torch.export.Dim("batch")
     program = torch.export.export(small, (torch.randn(2, 3, *image_size),), dynamic_shapes=({0: batch},))
@@ -48,7 +51,7 @@ def export(model: nn.Module, image_size: tuple[int, int], folder: Path) -> dict[
     difference: dict[str, float | None] = {
         "model.pt2": largest(torch.export.load(folder / "model.pt2").module()(images), expected)}
     if all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript")):
-        with redirect_stdout(io.StringIO()):                                # it prints its progress
+        with redirect_stdout(io.StringIO()):                                # because it prints its progress
             torch.onnx.export(program, f=str(folder / "model.onnx"), input_names=["images"], output_names=["scores"],
                               external_data=False, verbose=False)
         difference["model.onnx"] = None
@@ -59,7 +62,7 @@ def export(model: nn.Module, image_size: tuple[int, int], folder: Path) -> dict[
 
 
 def run_onnx(path: Path, images: Tensor) -> Tensor:
-    import onnxruntime  # here alone: nothing else needs it
+    import onnxruntime  # here, because nothing else needs it
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     return torch.from_numpy(session.run(None, {"images": images.numpy()})[0])

@@ -36,8 +36,9 @@ def interleaved(candidates: dict[str, Callable], *, rounds: int, device: torch.d
     Every second round goes backwards, so that no candidate always follows the same one.
     """
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    forward, backward = list(candidates.items()), list(candidates.items())[::-1]
     for number in range(rounds + 2):
-        for name, call in list(candidates.items())[::-1 if number % 2 else 1]:
+        for name, call in backward if number % 2 else forward:
             synchronize(device)
             began = time.perf_counter()
             call()

@@ -1,10 +1,11 @@
 """Checkpoints that survive a crash and cannot run code.
 
-Saving writes a temporary file, flushes it to the disk and only then renames it, so a kill at any moment leaves
-a whole file under the name. The one before is kept too. Loading takes the newest one that is undamaged, and a
-damaged one never takes the place of a good one: `torch.load` accepts flipped bits without a word, but a .pt file
-is a zip, and a zip holds a checksum for every part. And `weights_only=True` everywhere: an ordinary pickle runs
-whatever code its author put into it, this loads tensors and plain types only, so only these are saved.
+Saving replaces the file in one step (runtime/files.py), so a kill at any moment leaves a whole checkpoint. The one
+before is kept too. Loading takes the newest one that is undamaged, and a damaged one never replaces a good one:
+`torch.load` accepts flipped bits without a word, but a .pt file is a zip, and a zip holds a checksum for every part.
+
+Loading always uses `weights_only=True`. An ordinary pickle runs any code that its author put into it; with this flag
+only tensors and plain types are loaded. So nothing else is saved.
 """
 import io
 import sys
@@ -25,8 +26,8 @@ def save(folder: Path, content: dict[str, Any]) -> None:
 
     content: tensors and plain types, nested. UserError if it cannot be written; what was there is then untouched.
     """
-    # In memory first. An exception that leaves torch's writer before its end, such as the one for a dead loader, which
-    # comes at any line, makes it write once more when it is freed; if its file is closed by then, the process aborts.
+    # In memory first. An exception inside torch's writer, such as the one for a dead loader, which comes at any line,
+    # makes the writer write once more when it is freed. If its file is closed by then, the process aborts.
     whole = io.BytesIO()
     torch.save(content, whole)
     newest, previous = folder / NEWEST, folder / PREVIOUS
@@ -37,7 +38,7 @@ def save(folder: Path, content: dict[str, Any]) -> None:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The content of one checkpoint, on CPU. UserError if it is missing, damaged, or no checkpoint of ours."""
+    """The content of one checkpoint, on the CPU. UserError if it is missing, damaged, or no checkpoint of a run."""
     problem = damage(path)
     if problem:
         raise UserError(f"{path} cannot be read as a checkpoint: {problem}")
@@ -51,7 +52,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def damage(path: Path) -> str | None:
-    """What is wrong with the file, in a few words; None if each of its parts has the right checksum."""
+    """What is wrong with the file, in a few words. None if every part of it has the right checksum."""
     try:
         with zipfile.ZipFile(path) as parts:
             part = parts.testzip()                  # reads all of them
@@ -61,7 +62,10 @@ def damage(path: Path) -> str | None:
 
 
 def newest(folder: Path) -> dict[str, Any]:
-    """The newest undamaged checkpoint in the folder; a damaged one is named on stderr. UserError if there is none."""
+    """The content of the newest undamaged checkpoint in the folder. A damaged one is named on stderr.
+
+    UserError if there is none.
+    """
     problems = []
     for path in (folder / NEWEST, folder / PREVIOUS):
         if path.exists():

@@ -34,7 +34,7 @@ def choose_out(out: Path | None, settings: dict[str, Any], *, resume: bool) -> P
         probe.unlink()
     except OSError as error:
         raise UserError(f"--out {out} cannot be written ({error.strerror}): name another folder") from error
-    distributed.agree(0)    # no process writes there before all have looked
+    distributed.barrier()    # no process writes there before all have looked
     return out
 
 

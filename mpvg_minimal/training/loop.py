@@ -20,7 +20,7 @@ from tqdm import tqdm
 from ..runtime import distributed
 from ..runtime.errors import Interrupted, NonFinite
 from ..runtime.seeding import seed_of
-from ..runtime.signals import Interrupt, noted
+from ..runtime.signals import Interrupt, catch_signals
 from .recipes import learning_rate
 from .run import Run
 from .task import CLASSIFICATION, Task, classification_loss
@@ -111,7 +111,7 @@ def train_epoch(run: Run, batches: Any, *, normalize: Callable, mix: Callable | 
 
 def save_if_interrupted(run: Run, interrupt: Interrupt) -> None:
     """If any process received a signal: save after the same step in all of them, and raise Interrupted."""
-    number = distributed.agree(interrupt.number)
+    number = distributed.all_reduce_max(interrupt.number)
     if number:
         read_running_loss(run)                                  # raises, and so saves nothing, after a bad step
         run.save()
@@ -126,11 +126,11 @@ def fit(run: Run, train: Any, test: Any, *, normalize: Callable, mix: Callable |
     train, test: `Batches`, or anything with `len()` and `epoch(epoch, start)` that yields (B, 3, H, W) uint8 and (B,).
     normalize: such images on the device -> what the model takes. mix: (images, labels) -> (images, targets (B, K)).
     """
-    with noted() as interrupt:
+    with catch_signals() as interrupt:
         while run.epoch < run.recipe.epochs:
             began, first = time.perf_counter(), run.step
             train_epoch(run, train, normalize=normalize, mix=mix, interrupt=interrupt, loss_of=task.loss_of)
-            loss, correct = distributed.summed(run.totals).tolist()
+            loss, correct = distributed.all_reduce_sum(run.totals).tolist()
             seen, trained = len(train) * run.recipe.batch_size, time.perf_counter() - began
             tested = task.evaluate(run.ema or run.model, test, normalize=normalize, device=run.device,
                                    autocast=run.autocast(), between=lambda: save_if_interrupted(run, interrupt))

@@ -52,7 +52,7 @@ class Run:
         """Write OUT/checkpoint.pt and OUT/metrics.jsonl, from the first process. All processes must call it."""
         totals = self.totals.new_zeros(distributed.count(), 2)      # each process has its own: a row for each
         totals[distributed.rank()] = self.totals
-        totals = distributed.summed(totals)
+        totals = distributed.all_reduce_sum(totals)
         self.saved_at = f"{self.epoch} epochs and {self.step} steps"
         if distributed.is_first():
             checkpoint.save(self.out, {
@@ -71,7 +71,7 @@ class Run:
         """
         if any(self.out.glob("checkpoint*.pt")):
             self.load()
-        if len(set(distributed.gathered((self.epoch, self.step)))) > 1:
+        if len(set(distributed.all_gather((self.epoch, self.step)))) > 1:
             raise UserError(f"the processes found different checkpoints in {self.out}: --out has to be a folder that "
                             "all of them share")
 

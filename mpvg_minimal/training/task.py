@@ -60,7 +60,7 @@ def evaluate_classifier(model: nn.Module, batches: Any, **options: Any) -> dict[
     for logits, labels in evaluate_batches(model, batches, **options):
         loss = cross_entropy(logits.float(), labels, reduction="sum")
         totals += torch.stack([loss, (logits.argmax(1) == labels).sum(), loss.new_full((), len(labels))])
-    loss, correct, images = distributed.summed(totals).tolist()
+    loss, correct, images = distributed.all_reduce_sum(totals).tolist()
     return {"test_loss": loss / images, "top1": 100 * correct / images}
 
 
