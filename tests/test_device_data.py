@@ -41,6 +41,18 @@ def test_crop_and_resize_is_torchvisions_where_the_rectangle_is_given():
         assert (ours[number].int() - pil.int()).abs().max() <= 1
 
 
+def test_resizing_is_exact_so_no_order_of_its_sums_can_change_a_pixel(monkeypatch):
+    """In float64, and with the sums in another order: the same pixels as in float32."""
+    images, left = smooth(500), torch.randint(0, 7, (500,))
+    crop = images, torch.zeros(500).long(), left, torch.full((500,), 29), torch.full((500,), 26)
+    ours = device_augment.resized_crop(*crop)
+    rows, columns = (device_augment.resize_matrix(start, length, 32) for start, length in zip(crop[1:3], crop[3:]))
+    rows, columns = ((2 ** 15 * weight).round().double() / 2 ** 15 for weight in (rows, columns))
+    x = (rows.flip(2)[:, None] @ images.flip(2).double()).round().clamp(0, 255)
+    x = (x.flip(3) @ columns.flip(2)[:, None].transpose(2, 3)).round().clamp(0, 255)
+    assert torch.equal(ours.double(), x)
+
+
 def test_the_whole_image_as_crop_is_the_image():
     images, zero, all_ = smooth(3), torch.zeros(3).long(), torch.full((3,), 32)
     assert torch.equal(device_augment.resized_crop(images, zero, zero, all_, all_), images)

@@ -1,11 +1,11 @@
 """Crop, flip, RandAugment and random erasing of many images at once, from a table of uniform numbers.
 
-It is the augmentation of `augmentation` in data.py, drawn in the same way. It is fast because RandAugment's
-magnitude is fixed: all images that drew one operation go through one call of torchvision's function. What becomes of an
-image does not depend on the others: nothing here is summed in an order that the number of images could change.
+It is the augmentation of `augmentation` in data.py, drawn in the same way. Two things make it fast. Cropping and
+resizing is linear, so it is two small matrices for each image. RandAugment's magnitude is fixed, so all images that
+drew one operation go through one call of torchvision's function.
 
-What differs: resizing rounds once more precisely than PIL's fixed-point arithmetic, and torchvision's operations for
-tensors round otherwise than PIL's. Shapes: B images, H x W pixels.
+What differs: weights of resizing have 15 bits, PIL's have 22, and torchvision's operations for tensors round otherwise
+than PIL's. Shapes: B images, H x W pixels.
 """
 import math
 from functools import partial
@@ -43,33 +43,33 @@ def rectangles(u: Tensor, *, scale: list[float], ratio: tuple[float, float], hei
     return top, left, h, w, fits.any(1)
 
 
-def taps(start: Tensor, length: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """(B,) first pixel and length <= size of each crop's side -> 4 places and their weights, (B, size, 4) both.
+def resize_matrix(start: Tensor, length: Tensor, size: int) -> Tensor:
+    """(B,) first pixel and length of each crop's side -> (B, size, size): resizes it to `size` pixels, bicubic.
 
-    They resize the crop to `size` pixels: output pixel r is the weighted sum of the pixels at r's places. The filter is
-    PIL's bicubic one, a = -1/2. What lies outside the crop has no weight.
+    Row r holds the weights of the pixels that output pixel r is made of; nothing outside the crop has weight. The
+    filter is PIL's, a = -1/2, widened when the crop is larger than the output (which "antialias" means).
     """
     pixel = torch.arange(size, device=start.device)
-    centre = (pixel + 0.5) * (length / size)[:, None]                                   # (B, size), in the crop
-    place = (centre - 0.5).floor()[..., None] + torch.arange(-1, 3, device=start.device)            # (B, size, 4)
-    x = (place + 0.5 - centre[..., None]).abs()
+    step = (length / size)[:, None, None]                                               # (B, 1, 1)
+    centre = (pixel + 0.5)[:, None] * step                                              # (B, size, 1), in the crop
+    place = (pixel[None, :] - start[:, None])[:, None, :]                               # (B, 1, size)
+    x = ((place + 0.5 - centre) / step.clamp(min=1)).abs()                              # (B, size, size)
     near, far = 1.5 * x ** 3 - 2.5 * x ** 2 + 1, -0.5 * x ** 3 + 2.5 * x ** 2 - 4 * x + 2
     weight = torch.where(x < 1, near, torch.where(x < 2, far, 0.0))
     weight = weight * ((place >= 0) & (place < length[:, None, None]))
-    place = (place.long() + start[:, None, None]).clamp(0, size - 1)
-    return place, weight / weight.sum(2, keepdim=True)
+    return weight / weight.sum(2, keepdim=True)
 
 
 def resized_crop(images: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Tensor) -> Tensor:
-    """(B, 3, H, W) uint8, and for each image its rectangle (B,) -> (B, 3, H, W) uint8.
+    """(B, 3, H, W) uint8, and for each image its rectangle (B,) -> (B, 3, H, W) uint8; first rows, then columns.
 
-    Sums of four, not a matrix product: its last bits would depend on how many images are computed together.
+    Exact: the weights are multiples of 2^-15 and the pixels whole numbers, so no sum needs more than float32's 24 bits.
+    A GPU adds in an order that depends on how many images it is given, and no order can change these sums.
     """
-    x = images.float()
-    for dim, start, length, shape in ((2, top, height, (-1, 1, x.shape[2], 1)), (3, left, width, (-1, 1, 1, x.shape[3]))):
-        place, weight = taps(start, length, x.shape[dim])
-        x = sum(x.gather(dim, place[..., n].view(shape).expand_as(x)) * weight[..., n].view(shape) for n in range(4))
-    return x.round().clamp(0, 255).to(torch.uint8)
+    rows, columns = ((resize_matrix(start, length, size) * 2 ** 15).round() / 2 ** 15               # (B, size, size)
+                     for start, length, size in ((top, height, images.shape[2]), (left, width, images.shape[3])))
+    x = (rows[:, None] @ images.float()).round_().clamp_(0, 255)                        # (B, 3, H, W)
+    return (x @ columns[:, None].transpose(2, 3)).round_().clamp_(0, 255).to(torch.uint8)
 
 
 def operations(magnitude: float, size: int, fill: list[int]) -> list[list]:
@@ -98,7 +98,7 @@ def one_operation(images: Tensor, u: Tensor, ops: list[list]) -> Tensor:
     """One of the operations for each image, with probability 1/2. u: (B, 3), on the CPU, which does the grouping."""
     count = torch.tensor([len(signs) for signs in ops])
     choice, minus = (u[:, 1] * len(ops)).long(), (u[:, 2] >= 0.5).long()
-    group = (count.cumsum(0) - count)[choice] + minus * (count[choice] - 1)             # (B,), number among all functions
+    group = (count.cumsum(0) - count)[choice] + minus * (count[choice] - 1)             # (B,), among all functions
     group = torch.where(u[:, 0] < 0.5, group, count.sum())                              # the last group: no operation
     place = group.argsort(stable=True).to(images.device, non_blocking=True)
     parts = images[place].split(group.bincount(minlength=int(count.sum()) + 1).tolist())

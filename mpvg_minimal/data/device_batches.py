@@ -1,8 +1,9 @@
 """A data set that lives on the device as uint8 and is augmented there, many images at a time.
 
 CIFAR is 150 MB: it fits, and worker processes cannot feed a GPU that trains a small model. An image's draws are again
-a function of (seed, epoch, index): each epoch has a table of uniform numbers, a row for each image. On a GPU an epoch is
-augmented before its first step, as far as memory allows: torchvision's functions wait for the device, which is idle then.
+a function of (seed, epoch, index): each epoch has a table of uniform numbers, a row for each image. On a GPU an epoch
+is augmented before its first step, as far as memory allows: torchvision's functions wait for the device, which has
+nothing to do then.
 """
 from collections.abc import Iterator
 
