@@ -271,7 +271,7 @@ SHOWN = """() => {
 
 def shown(tab):
     """(file in the pane, its marked lines, whether the first of them is in view)."""
-    tab.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")   # scrolled, loaded
+    tab.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")     # let events come
     return tab.evaluate(SHOWN)
 
 
