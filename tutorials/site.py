@@ -94,7 +94,7 @@ class Site:
     def href(self, path: str, page: str) -> str:
         """The address of a file of the repository as seen from a page; the file becomes a page too, or is copied."""
         path += "/README.md" if (ROOT / path).is_dir() else ""
-        self.pages += [path] if path not in self.pages else []
+        self.pages += [path] if path not in self.pages and (ROOT / path).is_file() else []   # a test names dead links
         path, page = (ADDRESS.get(p) or re.sub(r"\.(md|py)$", ".html", p) for p in (path, page))
         return relpath(path, dirname(page) or ".")
 
