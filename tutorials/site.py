@@ -30,8 +30,8 @@ ADDRESS = {"tutorials/README.md": "index.html"}                             # of
 PROSE = MarkdownIt("commonmark").enable("table").use(anchors_plugin, max_level=6, slug_func=lambda heading: re.sub(
     r"[^\w\- ]", "", heading.lower().strip()).replace(" ", "-"))            # a heading's anchor, as code hosts make it
 STYLES = {"light": "friendly", "dark": "github-dark"}                       # Pygments'
-DOCSTRING = MarkdownIt("commonmark", {"html": False}).disable("emphasis")   # p_l and 3 * N are no emphasis
-DOCSTRING_RULES = [                                                         # a file, an argument, a new paragraph
+DOCSTRING = MarkdownIt("commonmark").disable("emphasis")                    # p_l is no emphasis, *this* is: see below
+DOCSTRING_RULES = [(r"(?<!\S)\*(\w+)\*(?!\w)", r"<em>\1</em>"),              # also a file, an argument, a new paragraph
     (r"^ .*|(?<![`\w/])(\w+\.py)\b", lambda found: f"`{found[1]}`" if found[1] else found[0]),
     (r"^([a-z_]+): ", r"\n- `\1`: "), (r"(^|(?<=\. ))(?=(Sources?|Shapes): |ValueError)", r"\n\n")]
 
@@ -71,6 +71,7 @@ class Site:
     def __init__(self, out: Path):
         found = {p.relative_to(ROOT).as_posix() for p in [*ROOT.glob("mpvg_minimal/**/*.py"), *ROOT.glob("*.py")]}
         self.sources = {path: Source(path) for path in [*METHOD, *sorted(found - {*METHOD})]}
+        self.places = [(path, symbol) for path, source in self.sources.items() for symbol in source.symbols]
         self.tutorials = sorted(p.relative_to(ROOT).as_posix() for p in ROOT.glob("tutorials/[0-9][0-9]_*.md"))
         self.out, self.pages, self.mentions = out, [*self.tutorials, *ADDRESS, *METHOD], {}
 
@@ -93,7 +94,7 @@ class Site:
     def href(self, path: str, page: str) -> str:
         """The address of a file of the repository as seen from a page; the file becomes a page too, or is copied."""
         path += "/README.md" if (ROOT / path).is_dir() else ""
-        self.pages += [path] if path not in self.pages else []
+        self.pages += [path] if path not in self.pages and (ROOT / path).is_file() else []   # a test names dead links
         path, page = (ADDRESS.get(p) or re.sub(r"\.(md|py)$", ".html", p) for p in (path, page))
         return relpath(path, dirname(page) or ".")
 
@@ -104,9 +105,8 @@ class Site:
         it is in one of the files that the page reads. `own`: the names that a tutorial gives to things of its own.
         """
         name = name.split("(")[0]
-        places = [(path, symbol) for path, source in self.sources.items() for symbol in source.symbols]
-        whole = [place for place in places if name in (place[1], f"{Path(place[0]).stem}.{place[1]}")]
-        part = [place for place in places if place[0] in reads and place[1].endswith(f".{name}")]
+        whole = [place for place in self.places if name in (place[1], f"{Path(place[0]).stem}.{place[1]}")]
+        part = [place for place in self.places if place[0] in reads and place[1].endswith(f".{name}")]
         files = [(path,) for path in self.sources if name.endswith(".py") and f"/{path}".endswith(f"/{name}")]
         found = [place for place in files or whole if place[0] in reads] or files or whole or part
         return ":".join(found[0]) if len(found) == 1 and name.split(".")[0] not in own else None
