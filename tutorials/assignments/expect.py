@@ -55,7 +55,11 @@ def _round(case: Case, hint: str, number: int, dtype: torch.dtype, tolerance: fl
     inputs = [to(x + number * normal(*x.shape, seed=77) if is_real(x) else x, dtype) for x in case.inputs]
     given = [x.clone() if isinstance(x, Tensor) else x for x in inputs]
     before = [{name: value.clone() for name, value in module.state_dict().items()} for module in case.modules]
-    got = case.call(*given)
+    try:
+        got = case.call(*given)
+    except Exception as error:
+        error.add_note(f"called for {where}" + (f"; {hint}" if hint.startswith("right ") else ""))
+        raise
     for name, old, new in zip(names(case), inputs, given):
         if isinstance(old, Tensor) and not torch.equal(old, new):
             fail(f"your function changed {name}", f"{name} as it came in", IN_PLACE)
@@ -77,7 +81,7 @@ def _gradients(case: Case, where: str) -> None:
     def gradients(function: Callable) -> Sequence[Tensor | None]:
         results = flat(function(*(x.clone() if is_real(x) else x for x in leaves)))      # so that x += 1 can be tried
         total = sum((x * normal(*x.shape, seed=n)).sum() for n, x in enumerate(results) if isinstance(x, Tensor))
-        if not total.requires_grad:
+        if not wanted or not total.requires_grad:
             return [None] * len(wanted)
         return torch.autograd.grad(total, [x for _, x in wanted], allow_unused=True)
     for (name, _), got, expected in zip(wanted, gradients(case.call), gradients(case.reference)):

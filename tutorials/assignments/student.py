@@ -56,7 +56,8 @@ def describe(error: BaseException, file: Path) -> str:
         text += f"\n          {file.name}, line {line}: {linecache.getline(str(file), line).strip()}"
     known = [f"{name} = {shown(value)}" for name, value in variables.items()
              if value is None or isinstance(value, (int, float, str)) or hasattr(value, "shape")]
-    return text + (f"\n          there {', '.join(known)}" if known else "")
+    notes = "".join(f"\n          {note}" for note in getattr(error, "__notes__", []))
+    return text + (f"\n          there {', '.join(known)}" if known else "") + notes
 
 
 def equal(got: Any, expected: Any, what: str, hint: str) -> None:

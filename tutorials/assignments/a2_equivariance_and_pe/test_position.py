@@ -4,6 +4,7 @@ import math
 import pytest
 import torch
 from expect import Case, agree, normal
+from student import equal
 from torch import nn
 
 SIZES = [(3, 5, 8), (1, 4, 6), (2, 3, 1)]       # B, N, D
@@ -103,6 +104,7 @@ def test_sincos2d(student):
     agree(case, [(2, 4, 12), (3, 3, 8), (1, 5, 16), (4, 2, 4)],
           "for each token four groups of D / 4 numbers, sin and cos "
           "of its column, then sin and cos of its row", tolerance=1e-5)
+    equal(student.sincos2d(2, 4, 12).requires_grad, False, "requires_grad", "this PE is fixed: a tensor, no parameter")
 
 
 @pytest.mark.points(1)

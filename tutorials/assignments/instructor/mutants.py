@@ -106,6 +106,8 @@ MUTANTS = [
            "torch.stack([column.sin(), column.cos(), row.sin(), row.cos()], dim=2).flatten(1)", "test_sincos2d",
            "for each token four groups"),
     Mutant(A2, "PE in float64", "return pe[None]", "return pe[None].double()", "test_sincos2d", "dtype torch.float64"),
+    Mutant(A2, "a PE that learns", "return pe[None]", "return torch.nn.Parameter(pe[None])", "test_sincos2d",
+           "this PE is fixed"),
     Mutant(A2, "the class token comes last", "[torch.zeros(1, width), pe]", "[pe, torch.zeros(1, width)]",
            "test_class_token_of_sincos2d", "the class token is the first token"),
     Mutant(A2, "the class token takes a place of the grid", "pe = torch.cat([torch.zeros(1, width), pe])", "pe[0] = 0",
