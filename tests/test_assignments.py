@@ -5,6 +5,7 @@ assignment of three functions that needs no torch, so that each of its processes
 archive is graded in full.
 """
 import ast
+import importlib.util
 import json
 import os
 import re
@@ -16,6 +17,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 ASSIGNMENTS = ROOT / "tutorials" / "assignments"
@@ -62,6 +64,7 @@ UNSAID = A4[0]._replace(says="something else")
     ([mutant for mutant in A4 if mutant.test != "test_gap"], "test_gap fails for no mutant")])
 def test_the_check_complains(mutants, complaint, monkeypatch):
     monkeypatch.setattr(check, "MUTANTS", mutants)
+    monkeypatch.setattr(check, "STYLES", Path("none"))
     wrong, _ = check.check("a4_mpvg")
     assert len(wrong) == 1 and complaint in wrong[0]
 
@@ -119,6 +122,56 @@ def test_a_stub_is_its_solution_without_the_answers(assignment):
                 for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.ClassDef | ast.FunctionDef)]
     file = f"{assignment}/{grade.named_file(assignment)}"
     assert outline(ASSIGNMENTS / file) == outline(ASSIGNMENTS / "instructor" / "solutions" / file)
+
+
+# The capstone
+
+@pytest.fixture
+def capstone(monkeypatch):
+    """The instructor's, loaded as it loads itself: with the solutions' files on the path."""
+    for name in ("delivery", "last_norm", "patchify"):
+        monkeypatch.delitem(sys.modules, name, raising=False)               # a mutant's, from a test before
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    spec = importlib.util.spec_from_file_location("capstone", ASSIGNMENTS / "instructor" / "capstone.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    yield module
+    for name in ("delivery", "last_norm", "patchify"):
+        sys.modules.pop(name, None)
+
+
+THEIR_NAMES = {"weight": "patch_embed.proj.weight", "bias": "patch_embed.proj.bias", "p_0": "pe.pos_embed",
+               "attention.heads.in_proj_": "attn.qkv.", "attention.heads.out_proj": "attn.proj", "mlp.0": "mlp.fc1",
+               "mlp.2": "mlp.fc2", "norms": "pe.norms"}
+
+
+@pytest.mark.parametrize("schedule", ["pvg", "mpvg"])
+def test_the_capstone_of_the_solutions_is_the_packages_vit(capstone, schedule):
+    from mpvg_minimal import vit_nano
+
+    model, theirs = capstone.ViT(schedule).double().eval(), vit_nano(pe=schedule).double().eval()
+    for norm in (module for module in theirs.modules() if isinstance(module, torch.nn.LayerNorm)):
+        norm.eps = 1e-5
+    for weight in theirs.parameters():
+        torch.nn.init.normal_(weight, std=0.3)
+    weights = theirs.state_dict()
+    if schedule == "pvg":
+        weights = {name.replace("last_norm.token_norm", "last_norm"): weight for name, weight in weights.items()}
+    for name, weight in model.state_dict().items():
+        start = next((start for start in THEIR_NAMES if re.search(rf"^(blocks.\d.)?{re.escape(start)}", name)), None)
+        weight.copy_(weights.pop(name.replace(start, THEIR_NAMES[start], 1) if start else name))
+    assert not weights                                                      # each has found its place
+    images = torch.randn(5, 3, 32, 32, dtype=torch.float64)
+    torch.testing.assert_close(model(images), theirs(images))
+
+
+def test_the_capstone_trains_and_compares(capstone, monkeypatch, capsys):
+    shapes = capstone.given.Shapes
+    monkeypatch.setattr(capstone.given, "Shapes", lambda split: shapes(split, size=64))
+    capstone.given.main(capstone.ViT, ["--steps", "2", "--seeds", "2"])
+    said = capsys.readouterr().out
+    assert re.fullmatch(r"((pvg |mpvg)  seed \d  +\d+\.\d %\n){4}mpvg - pvg: [+-]\d+\.\d\d points, "
+                        r"standard error \d+\.\d\d, chance 6\.2 %\n", said), said
 
 
 # The archive
@@ -292,14 +345,14 @@ def test_whatever_a_submission_does_the_other_tests_count(course, name):
 
 
 def test_an_endless_loop_is_stopped_and_the_other_tests_count(course):
-    points, outputs = graded(course, two("while True: pass"), timeout=2)
-    assert points == [1, 0, 4] and "still running after 2 s\n" in outputs[1]
+    points, outputs = graded(course, two("import time\n    while True: time.sleep(0.1)"), timeout=3)
+    assert points == [1, 0, 4] and "still running after 3 s\n" in outputs[1]
 
 
 def test_an_endless_loop_at_import_is_waited_for_once(course, monkeypatch):
     runs, run = [], grade.run
     monkeypatch.setattr(grade, "run", lambda tests, *rest: runs.append(tests) or run(tests, *rest))
-    points, outputs = graded(course, ANSWERS + "while True: pass\n", timeout=2)
+    points, outputs = graded(course, ANSWERS + "while True: pass\n", timeout=2)     # nothing else runs in this process
     assert points == [0, 0, 0] and len(runs) == 1
     assert all("still running after 2 s, while your file was loaded" in output for output in outputs)
 

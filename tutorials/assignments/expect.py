@@ -58,7 +58,7 @@ def _round(case: Case, hint: str, number: int, dtype: torch.dtype, tolerance: fl
     try:
         got = case.call(*given)
     except Exception as error:
-        error.add_note(f"called for {where}" + (f"; {hint}" if " right " in f" {hint}" else ""))
+        error.add_note(f"called for {where}" + (f"; {hint}" if hint.startswith("right ") else ""))
         raise
     for name, old, new in zip(names(case), inputs, given):
         if isinstance(old, Tensor) and not torch.equal(old, new):
@@ -81,7 +81,7 @@ def _gradients(case: Case, where: str) -> None:
     def gradients(function: Callable) -> Sequence[Tensor | None]:
         results = flat(function(*(x.clone() if is_real(x) else x for x in leaves)))      # so that x += 1 can be tried
         total = sum((x * normal(*x.shape, seed=n)).sum() for n, x in enumerate(results) if isinstance(x, Tensor))
-        if not total.requires_grad:
+        if not wanted or not total.requires_grad:
             return [None] * len(wanted)
         return torch.autograd.grad(total, [x for _, x in wanted], allow_unused=True)
     for (name, _), got, expected in zip(wanted, gradients(case.call), gradients(case.reference)):
