@@ -183,13 +183,27 @@ def test_the_figure_shows_every_cell_and_the_mean_correlation(tmp_path, monkeypa
     shown = []
     monkeypatch.setattr(grid_figures.plt, "close", shown.append)
     grid_figures.draw(runs, grid.GROUPS, tmp_path / "figure.png")
-    left, right = shown[0].axes
+    left, middle, right = shown[0].axes
     assert [label.get_text() for label in left.get_yticklabels()] == ["gap once", "gap mpvg"]
     drawn = {tuple(line.get_xdata()) for line in left.get_lines()}
     assert (53,) in drawn and (55, 59) in drawn and (57.0,) in drawn
-    line = right.get_lines()[0]
-    assert line.get_label() == "gap mpvg" and list(line.get_ydata()) == [-0.5, 0.25]
-    assert list(line.get_xdata()) == ["block 2", "last norm"] and (tmp_path / "figure.png").stat().st_size > 5000
+    assert (2.0,) in {tuple(line.get_xdata()) for line in middle.get_lines()}           # 55 - 53, the one shared seed
+    (line, *_), label = right.containers[0].lines, right.get_legend_handles_labels()[1]
+    assert label == ["gap mpvg"] and list(line.get_ydata()) == [-0.5, 0.25] and list(line.get_xdata()) == [1, 2]
+    assert (tmp_path / "figure.png").stat().st_size > 5000
+
+
+def test_the_figure_of_depth(tmp_path, monkeypatch):
+    runs = [made_up("gap lape, 4 blocks", 0, 50), made_up("gap lape, 4 blocks", 1, 50), made_up("gap lape", 0, 50)]
+    given = [-0.1, -0.2, -0.3, -0.4, None], [-0.3, -0.4, -0.5, -0.6, None], [-0.1] * 12 + [None]
+    for run, values in zip(runs, given):
+        run["epochs"] = [{"correlation": values}]
+    shown = []
+    monkeypatch.setattr(grid_figures.plt, "close", shown.append)
+    grid_figures.draw_depth(runs, tmp_path / "figure.png")
+    four, twelve, _ = shown[0].axes[0].get_lines()
+    assert list(four.get_ydata()) == pytest.approx([-0.2, -0.3, -0.4, -0.5]) and list(four.get_xdata()) == [1, 2, 3, 4]
+    assert twelve.get_label() == "12 blocks" and len(twelve.get_xdata()) == 12
 
 
 def test_the_development_is_the_mean_over_seeds(tmp_path, monkeypatch):

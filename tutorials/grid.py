@@ -32,7 +32,7 @@ ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tutorials")]
 
 from grid_cells import CELLS, GROUPS, REDUCED, REDUCED_LIMIT, TWELVE, TWELVE_PLAN, build  # noqa: E402
-from grid_figures import draw, draw_development  # noqa: E402
+from grid_figures import draw, draw_depth, draw_development  # noqa: E402
 from grid_report import table  # noqa: E402
 
 from mpvg_minimal import ViT, balance  # noqa: E402
@@ -281,6 +281,8 @@ def main() -> None:
     write_text(file.with_suffix(".md"), text)
     draw(runs, GROUPS, file.with_suffix(".png"))
     draw_development(runs, file.with_name(f"{file.stem}_balance.png"))
+    if any(run["cell"] in GROUPS["depth"] for run in runs):
+        draw_depth(runs, file.with_name(f"{file.stem}_depth.png"))
     for cell in ("gap pvg", "gap mpvg"):
         draw_maps(args, cell, file.with_name(f"{file.stem}_maps_{cell.split()[1]}.png"))
     print(text)

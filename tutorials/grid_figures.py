@@ -5,38 +5,77 @@ from typing import Any
 
 import matplotlib
 import matplotlib.pyplot as plt
-from grid_report import standard_error
+from grid_cells import GROUPS
+from grid_report import beside, paired, standard_error
 
 matplotlib.use("Agg")
+DEPTHS = GROUPS["depth"]
 LAYERWISE = ("cls lape", "cls mpvg", "gap lape", "gap pvg", "gap mpvg")
 
 
 def draw(runs: list[dict[str, Any]], groups: dict[str, dict[str, Any]], path: Path) -> None:
-    """Every run's top-1 as a dot and each cell's mean with its error; beside it, the tokens' correlation with PE."""
+    """Three panels: every run's top-1 with each cell's mean; paired differences; the correlation of tokens and PE."""
     cells = [cell for group in groups.values() for cell in group if any(run["cell"] == cell for run in runs)]
-    size = (11, 0.2 * len(cells) + 1.6)
-    figure, (left, right) = plt.subplots(1, 2, figsize=size, layout="constrained", width_ratios=[3, 2])
+    size = (15, 0.2 * len(cells) + 1.8)
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=size, layout="constrained", width_ratios=[3, 2, 3])
+    scores = {(run["cell"], run["seed"]): run["top1"] for run in runs}
     for row, cell in enumerate(cells):
-        top1 = [run["top1"] for run in runs if run["cell"] == cell]
-        error = standard_error(top1) if len(top1) > 1 else 0
         colour = "C0" if cell.startswith("gap") else "C1"
-        left.plot(top1, [row] * len(top1), ".", color=colour, alpha=0.4)
-        left.errorbar(statistics.mean(top1), row, xerr=error, fmt="|", color=colour, capsize=3)
+        top1 = [score for (name, _), score in scores.items() if name == cell]
+        difference = paired(scores, {cell: 1, beside(cell): -1}) if beside(cell) != cell else []
+        for axis, values in ((left, top1), (middle, difference)):
+            if values:
+                error = standard_error(values) if len(values) > 1 else 0
+                axis.plot(values, [row] * len(values), ".", color=colour, alpha=0.4)
+                axis.errorbar(statistics.mean(values), row, xerr=error, fmt="|", color=colour, capsize=3)
     left.set(yticks=range(len(cells)), xlabel="test top-1 (%): each run, and mean ± standard error")
     left.set_yticklabels(cells, fontsize=8)
-    left.invert_yaxis()
-    for number, cell in enumerate(("gap lape", "gap pvg", "gap mpvg")):
+    middle.set(yticks=[], xlabel="difference in points, paired: PE once;\nfor variants of MPVG, MPVG")
+    middle.axvline(0, color="grey", linewidth=0.8)
+    for axis in (left, middle):
+        axis.set_ylim(len(cells) - 0.5, -0.5)
+    draw_places(runs, right)
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+    plt.close(figure)
+
+
+def draw_places(runs: list[dict[str, Any]], axis: plt.Axes) -> None:
+    """Correlation of tokens and delivered PE by place after the last epoch: mean over seeds ± standard error."""
+    for number, cell in enumerate(LAYERWISE):
         own = [run["epochs"][-1]["correlation"] for run in runs if run["cell"] == cell]
         places = [place for place in range(len(own[0])) if own[0][place] is not None] if own else []
-        means = [statistics.mean(values[place] for values in own) for place in places]
-        if own:
-            names = [f"block {place + 1}" for place in range(len(own[0]) - 1)] + ["last norm"]
-            right.plot([names[place] for place in places], means, marker=".", color=f"C{number + 2}", label=cell)
-    right.axhline(0, color="grey", linewidth=0.8)
-    right.set(ylabel="correlation of tokens and delivered PE", title="after the last epoch, mean over seeds")
-    right.tick_params(axis="x", rotation=45)
-    if right.get_legend_handles_labels()[0]:
-        right.legend()
+        if places:
+            values = [[run[place] for run in own] for place in places]
+            errors = [standard_error(of_place) if len(of_place) > 1 else 0 for of_place in values]
+            axis.errorbar(places, [statistics.mean(of_place) for of_place in values], yerr=errors, marker=".",
+                          color=f"C{number}", capsize=2, label=cell)
+    depth = max(len(run["epochs"][-1]["correlation"]) for run in runs if run["cell"] not in DEPTHS) - 1
+    axis.set_xticks(range(depth + 1), [*range(1, depth + 1), "last\nnorm"])
+    axis.axhline(0, color="grey", linewidth=0.8)
+    axis.set(xlabel="block", ylabel="correlation of tokens and delivered PE", title="after the last epoch",
+             xlim=(-0.5, depth + 0.5))
+    if axis.get_legend_handles_labels()[0]:
+        axis.legend()
+
+
+def draw_depth(runs: list[dict[str, Any]], path: Path) -> None:
+    """Correlation in each block of models of several depths, LaPE and MPVG with GAP: does it grow with depth?"""
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained", sharey=True)
+    for axis, pe in zip(axes, ("lape", "mpvg")):
+        for number, depth in enumerate((4, 8, 12, 16)):
+            own = [run["epochs"][-1]["correlation"] for run in runs
+                   if run["cell"] in (f"gap {pe}", f"gap {pe}, {depth} blocks")]
+            own = [places for places in own if len(places) == depth + 1]
+            blocks = [block for block in range(depth) if own and own[0][block] is not None]
+            if blocks:
+                means = [statistics.mean(places[block] for places in own) for block in blocks]
+                axis.plot([block + 1 for block in blocks], means, marker=".", color=f"C{number}",
+                          label=f"{depth} blocks")
+        axis.axhline(0, color="grey", linewidth=0.8)
+        axis.set(title=f"GAP, {pe}", xlabel="block")
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend()
+    axes[0].set_ylabel("correlation of tokens and PE")
     figure.savefig(path, dpi=110, metadata={"Software": None})
     plt.close(figure)
 
