@@ -93,7 +93,7 @@ class Site:
 
     def href(self, path: str, page: str) -> str:
         """The address of a file of the repository as seen from a page; the file becomes a page too, or is copied."""
-        path += "/README.md" if (ROOT / path).is_dir() else ""
+        path += next((name for name in ("/README.md", "/__init__.py") if (ROOT / (path + name)).is_file()), "")
         self.pages += [path] if path not in self.pages and (ROOT / path).is_file() else []   # a test names dead links
         path, page = (ADDRESS.get(p) or re.sub(r"\.(md|py)$", ".html", p) for p in (path, page))
         return relpath(path, dirname(page) or ".")
