@@ -10,8 +10,18 @@ from torch import Tensor, nn
 
 
 def pair(size: int | tuple[int, int]) -> tuple[int, int]:
-    """One number for both sides, or (height, width) as it is."""
-    return (size, size) if isinstance(size, int) else tuple(size)
+    """One number for both sides, or (height, width) as it is. ValueError for anything else."""
+    sides = (size, size) if isinstance(size, int) else size
+    if not isinstance(sides, (tuple, list)) or len(sides) != 2:
+        raise ValueError(f"image size is {size}, expected one number for both sides or (height, width)")
+    return tuple(sides)
+
+
+def check_sizes(**sizes: int) -> None:
+    """ValueError that names the first of these sizes that is not a whole number of at least 1."""
+    for name, size in sizes.items():
+        if not hasattr(size, "__index__") or size < 1:              # what counts as whole in Python; NumPy too
+            raise ValueError(f"{name} is {size!r}, expected a whole number of at least 1")
 
 
 class PatchEmbed(nn.Module):
@@ -23,6 +33,7 @@ class PatchEmbed(nn.Module):
 
     def __init__(self, *, image_size: int | tuple[int, int], patch_size: int, width: int, channels: int = 3):
         super().__init__()
+        check_sizes(patch_size=patch_size, width=width, channels=channels)
         self.channels, self.patch_size = channels, patch_size
         self.set_image_size(image_size)
         self.proj = nn.Conv2d(channels, width, kernel_size=patch_size, stride=patch_size)

@@ -14,7 +14,7 @@ from torch.nn.functional import interpolate, pad
 from .balance import LastNorm
 from .block import Block
 from .layerwise_pe import LayerwisePE, PESchedule, sincos2d
-from .patch_embed import PatchEmbed
+from .patch_embed import PatchEmbed, check_sizes
 
 
 class ViT(nn.Module):
@@ -24,7 +24,7 @@ class ViT(nn.Module):
     pe: a name ("none", "once", "lape", "pvg", "mpvg") or a `PESchedule`. pe_init: "learned" or "sincos2d".
     pe_std: standard deviation with which a learned PE starts. qkv_bias: whether queries, keys and values have biases.
     stochastic_depth: the last block's rate; the rate grows linearly from 0 at the first block.
-    ValueError for sizes that do not divide one another, unknown names and PE schedules without sense.
+    ValueError for sizes below 1 or that do not divide one another, unknown names and PE schedules without sense.
     """
 
     def __init__(self, *, image_size: int | tuple[int, int], patch_size: int, width: int, depth: int, heads: int,
@@ -34,6 +34,7 @@ class ViT(nn.Module):
         super().__init__()
         if pool not in ("gap", "cls"):
             raise ValueError(f'pool is {pool!r}, expected "gap" or "cls"')
+        check_sizes(patch_size=patch_size, width=width, depth=depth, heads=heads, num_classes=num_classes)
         schedule = PESchedule.named(pe) if isinstance(pe, str) else pe
         self.pool, self.num_classes = pool, num_classes
         self.patch_embed = PatchEmbed(image_size=image_size, patch_size=patch_size, width=width, channels=channels)
@@ -96,7 +97,8 @@ def resize_pe(model: ViT, image_size: int | tuple[int, int]) -> ViT:
     first = p.shape[1] - old[0] * old[1]                            # rows before the grid's: the class token's or none
     if isinstance(p, nn.Parameter):
         places = p[:, first:].transpose(1, 2).unflatten(2, old)     # (1, N, D) -> (1, D, H / P, W / P)
-        places = interpolate(places, grid, mode="bicubic", antialias=True).flatten(2).transpose(1, 2)
+        places = places.to(torch.promote_types(p.dtype, torch.float32))     # torch has no bicubic in half precision
+        places = interpolate(places, grid, mode="bicubic", antialias=True).flatten(2).transpose(1, 2).to(p.dtype)
         model.pe.pos_embed = nn.Parameter(torch.cat([p[:, :first], places], dim=1), requires_grad=p.requires_grad)
     else:
         model.pe.pos_embed = pad(sincos2d(grid, p.shape[2]), (0, 0, first, 0)).to(p)

@@ -32,3 +32,14 @@ def test_other_images_are_refused_by_both_shapes(shape):
     with pytest.raises(ValueError) as caught:
         PatchEmbed(image_size=(12, 20), patch_size=4, width=5)(torch.zeros(shape))
     assert str(shape) in str(caught.value) and "(B, 3, 12, 20)" in str(caught.value)
+
+
+@pytest.mark.parametrize("options, message", [
+    ({"patch_size": 0}, "patch_size is 0, expected a whole number of at least 1"),
+    ({"patch_size": 2.5}, "patch_size is 2.5"),
+    ({"patch_size": -4}, "patch_size is -4"), ({"width": 0}, "width is 0"), ({"channels": 0}, "channels is 0"),
+    ({"image_size": (12, 12, 3)}, r"\(12, 12, 3\), expected one number for both sides or \(height, width\)"),
+    ({"image_size": (12,)}, r"image size is \(12,\)"), ({"image_size": 12.0}, "image size is 12.0")])
+def test_sizes_without_sense_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        PatchEmbed(**{**dict(image_size=12, patch_size=4, width=5), **options})

@@ -1,4 +1,6 @@
 """Other image sizes: PE on another grid, everything else as it was."""
+import copy
+
 import pytest
 import torch
 from conftest import ROOT
@@ -84,3 +86,12 @@ def test_fine_tuning_at_another_size_begins_where_the_checkpoint_ended(tmp_path)
             torch.testing.assert_close(after["model"][name], weights, rtol=1e-4, atol=1e-6)
     tested = run(SCRIPT, "--data-dir", tmp_path / "data", "--eval", second / "checkpoint.pt", "--workers", "0")
     assert f"test accuracy: {metrics(second)[-1]['top1']:.2f} %" in tested.stdout
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_in_half_precision_pe_is_interpolated_in_float32(dtype):
+    model = vit().to(dtype)
+    expected = resize_pe(copy.deepcopy(model).float(), 24).pe.pos_embed
+    resized = resize_pe(model, 24).pe.pos_embed
+    assert resized.dtype == dtype and torch.equal(resized, expected.to(dtype))

@@ -264,7 +264,11 @@ def test_linear_maps_and_class_token_start_small():
 @pytest.mark.parametrize("options, why", [
     (dict(pool="mean"), "pool is 'mean', expected \"gap\" or \"cls\""), (dict(pe="mvpg"), "'mvpg'.* none, once"),
     (dict(heads=5), "5 heads do not divide width 12"), (dict(patch_size=5), "patch size 5 does not divide"),
-    (dict(pe_init="sincos2d", width=18, pe="once"), "4 divides, got 18")])
+    (dict(pe_init="sincos2d", width=18, pe="once"), "4 divides, got 18"),
+    (dict(heads=0), "heads is 0, expected a whole"), (dict(heads=-2), "heads is -2"),
+    (dict(width=0), "width is 0"), (dict(patch_size=0), "patch_size is 0"),
+    (dict(depth=0, pe="once"), "depth is 0"), (dict(num_classes=0), "num_classes is 0"),
+    (dict(image_size=(8, 8, 8)), r"image size is \(8, 8, 8\), expected one number")])
 def test_settings_without_sense_are_refused(options, why):
     with pytest.raises(ValueError, match=why):
         ViT(**{**TINY, **options})
