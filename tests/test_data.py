@@ -524,7 +524,7 @@ def test_a_folder_below_a_class_that_cannot_be_read_is_named(tmp_path, monkeypat
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100", "imagenet"])
-@pytest.mark.parametrize("data_dir, why", [("", "--data-dir '' is not the name"), ("a\0b", r"--data-dir 'a\\x00b' is"),
+@pytest.mark.parametrize("data_dir, why", [("", "--data-dir '' is no name"), ("a\0b", r"--data-dir 'a\\x00b' is"),
                                            ("x" * 300, "too long"), ("\udcff\udcfe", "\udcff\udcfe")])
 def test_a_name_that_no_folder_can_have_is_refused(name, data_dir, why, no_network, tmp_path, monkeypatch):
     """Empty: not the current folder, for instance where the shell's variable is not set."""

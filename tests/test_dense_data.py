@@ -286,7 +286,7 @@ def test_mistakes_of_a_user_are_one_line(tmp_path):
     with pytest.raises(UserError, match="empty holds 0 training and 0 test images: fetch"):
         open_dense("segmentation", "ade20k", str(tmp_path / "empty"), 32)
     for dataset, name in itertools.product(("voc", "coco", "ade20k"), ("", "a\0b")):
-        with pytest.raises(UserError, match="--data-dir '.*' is not the name of a folder"):
+        with pytest.raises(UserError, match="--data-dir '.*' is no name of a folder"):
             open_dense("segmentation", dataset, name, 32)
 
 

@@ -2,13 +2,14 @@
 import ctypes
 import errno
 import os
+import resource
 import shutil
 import subprocess
 
 import numpy as np
 import pytest
 import torch
-from runs import run
+from runs import image_folder, run
 
 from mpvg_minimal.runtime.errors import Exhausted, exhausted, one_line_errors
 
@@ -69,6 +70,22 @@ def test_control_characters_in_names_are_not_sent_to_the_terminal(capsys):
     with pytest.raises(SystemExit), one_line_errors():
         raise Exhausted("a\0b \x1b[31m c\nd \udcff größe")
     assert capsys.readouterr().err == "error: a\\x00b \\x1b[31m c d \\udcff größe\n"
+
+
+def little_memory() -> None:
+    """100 MB more than the process has: not enough for the weights of a model of 86 million parameters."""
+    with open("/proc/self/statm") as file:
+        pages = int(file.read().split()[0])
+    limit = pages * resource.getpagesize() + 100 * 2 ** 20
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
+def test_a_model_that_is_too_large_for_the_memory(tmp_path):
+    flags = ("--model", "deit_base", "--image-size", 32, "--batch-size", 4, "--epochs", 1, "--workers", 0)
+    root = image_folder(tmp_path / "data")
+    ended = run("train_imagenet", *flags, "--data-dir", root, "--out", tmp_path / "run", fault=little_memory)
+    assert (ended.code, ended.err.count("\n")) == (1, 1), ended.err
+    assert ended.err.startswith(MACHINE) and "choose a smaller --model" in ended.err
 
 
 def small_shared_memory(size: str):

@@ -14,7 +14,7 @@ from torchvision import datasets
 from ..runtime.errors import UserError
 
 IMAGE_ENDINGS = datasets.folder.IMG_EXTENSIONS
-# Pillow would read 40 formats more, whatever the file's name is; for one of them it starts Ghostscript.
+# Pillow goes by the content of a file and reads dozens of other formats. For EPS it starts Ghostscript.
 FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 PASSED_OVER = ("@eaDir", "__MACOSX")                        # made by Synology's file servers and by macOS
 
@@ -22,8 +22,7 @@ PASSED_OVER = ("@eaDir", "__MACOSX")                        # made by Synology's
 def data_folder(data_dir: str | Path) -> Path:
     """The folder that holds a data set. UserError if the name is empty or holds a null byte."""
     if not str(data_dir) or "\0" in str(data_dir):
-        raise UserError(f"--data-dir {str(data_dir)!r} is not the name of a folder: "
-                        "name the folder that holds the data")
+        raise UserError(f"--data-dir {str(data_dir)!r} is no name of a folder: name the folder that holds the data")
     return Path(data_dir)
 
 
@@ -66,6 +65,7 @@ def is_image(path: str) -> bool:
 
 
 def is_folder_of_data(name: str) -> bool:
+    """False for hidden folders and those in `PASSED_OVER`."""
     return not name.startswith(".") and name not in PASSED_OVER
 
 
