@@ -22,7 +22,7 @@ PASSED_OVER = ("@eaDir", "__MACOSX")                        # made by Synology's
 def data_folder(data_dir: str | Path) -> Path:
     """The folder that holds a data set. UserError if the name is empty or holds a null byte."""
     if not str(data_dir) or "\0" in str(data_dir):
-        raise UserError(f"--data-dir {str(data_dir)!r} is not the name of a folder: name the folder that holds the data")
+        raise UserError(f"--data-dir {str(data_dir)!r} is not the name of a folder: name the one that has the data")
     return Path(data_dir)
 
 
