@@ -1,6 +1,6 @@
 """Resize the training photographs once and keep them: `train_imagenet.py --cache DIR`.
 
-To read, crop and resize a photograph takes a core longer than a GPU needs to train on it (scaling.py has the
+To read, crop and resize a photograph takes a core longer than a GPU needs to train on it (tutorial 7 has the
 measurement). In DIR each photograph is stored with the shorter side that testing resizes to: image size / 0.875, 256
 for 224. This changes two things. Crops are taken from the smaller image, so a small crop is enlarged where the original
 had more pixels. And photographs are compressed as JPEG twice. Test images are read as they are. Accuracy: not compared.
