@@ -336,14 +336,14 @@ def test_labels_and_sizes(tmp_path, odd, named, loader):
 def test_a_file_is_named_behind_limit(tmp_path):
     """--limit takes some of the images: the number in the line, if any, must still lead to the file."""
     root = image_folder(tmp_path / "data")
-    subset = sources.take(sources.open_imagenet(root, 32).train, 8)
+    subset = sources.limit_dataset(sources.open_imagenet(root, 32).train, 8)
     file = sources.file_of(subset, 6)
     assert len(subset) == 8 and file == sources.open_imagenet(root, 32).train.samples[18][0]
     with open(file, "wb"):
         pass                                        # empty now
-    batches.Keyed(subset, None, 0)[0, 5]
+    batches.EpochDataset(subset, None, 0)[0, 5]
     with pytest.raises(UserError, match=file):
-        batches.Keyed(subset, None, 0)[0, 6]
+        batches.EpochDataset(subset, None, 0)[0, 6]
 
 
 # Another run's settings.

@@ -241,34 +241,34 @@ def test_processes_that_claim_a_new_cache_at_the_same_time_agree(tmp_path, monke
     def listdir_then_other(folder, listdir=os.listdir):
         names = listdir(folder)
         monkeypatch.setattr(os, "listdir", listdir)
-        cache.claim(tmp_path, stamp_of(other))
+        cache.claim_folder(tmp_path, stamp_of(other))
         return names
 
     monkeypatch.setattr(os, "listdir", listdir_then_other)
     if other == 32:
-        cache.claim(tmp_path, stamp_of(32))
+        cache.claim_folder(tmp_path, stamp_of(32))
     else:
         with pytest.raises(UserError, match="shorter_side = 64, now it is 32"):
-            cache.claim(tmp_path, stamp_of(32))
+            cache.claim_folder(tmp_path, stamp_of(32))
     assert os.listdir(tmp_path) == ["cache.json"]
-    cache.claim(tmp_path, stamp_of(other))
+    cache.claim_folder(tmp_path, stamp_of(other))
 
 
 def test_a_file_system_without_hard_links_will_do(tmp_path, monkeypatch):
     def refuse(*_):
         raise PermissionError(1, "Operation not permitted")
     monkeypatch.setattr(os, "link", refuse)
-    cache.claim(tmp_path, stamp_of(32))
-    cache.claim(tmp_path, stamp_of(32))
+    cache.claim_folder(tmp_path, stamp_of(32))
+    cache.claim_folder(tmp_path, stamp_of(32))
     assert os.listdir(tmp_path) == ["cache.json"]
 
 
 def test_a_stamp_that_another_process_is_just_writing_is_no_strange_file(tmp_path):
     (tmp_path / ".cache.json.17").write_text("{")
-    cache.claim(tmp_path, stamp_of(32))
-    cache.claim(tmp_path, stamp_of(32))
+    cache.claim_folder(tmp_path, stamp_of(32))
+    cache.claim_folder(tmp_path, stamp_of(32))
     with pytest.raises(UserError, match="shorter_side = 32, now it is 64"):
-        cache.claim(tmp_path, stamp_of(64))
+        cache.claim_folder(tmp_path, stamp_of(64))
 
 
 def test_a_symbolic_link_for_the_temporary_file_is_not_followed(tmp_path, monkeypatch):

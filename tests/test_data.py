@@ -25,13 +25,13 @@ from mpvg_minimal.data.loading import choose_workers
 from mpvg_minimal.data.sources import (
     Source,
     augmentation,
+    limit_dataset,
     mixing,
-    normalise,
+    normalize,
     open_cifar,
     open_imagenet,
     open_source,
     plain,
-    take,
 )
 from mpvg_minimal.runtime import distributed
 from mpvg_minimal.runtime.errors import UserError
@@ -203,7 +203,7 @@ def test_crop_and_flip_happen():
 def test_normalise_as_numpy():
     images = torch.randint(0, 256, (2, 3, 5, 7), dtype=torch.uint8)
     mean, std = np.array([0.4914, 0.4822, 0.4465]), np.array([0.2470, 0.2435, 0.2616])
-    result = normalise(images, *(torch.tensor(values).float().view(3, 1, 1) for values in (mean, std)))
+    result = normalize(images, *(torch.tensor(values).float().view(3, 1, 1) for values in (mean, std)))
     expected = (images.numpy().transpose(0, 2, 3, 1) / 255.0 - mean) / std
     np.testing.assert_allclose(result.numpy().transpose(0, 2, 3, 1), expected, atol=1e-5)
     assert result.dtype == torch.float32
@@ -249,7 +249,7 @@ def test_mixup_and_cutmix_take_turns():
 
 @pytest.mark.parametrize("limit, length", [(None, 21), (21, 21), (22, 21), (100, 21), (5, 5), (1, 1)])
 def test_limit_takes_the_first(limit, length):
-    taken = take(PICTURES, limit)
+    taken = limit_dataset(PICTURES, limit)
     assert [taken[number][1] for number in range(len(taken))] == list(range(length))
 
 
@@ -535,8 +535,8 @@ def test_a_name_that_no_folder_can_have_is_refused(name, data_dir, why, no_netwo
 
 def test_limit_takes_from_every_class(tmp_path):
     source = open_imagenet(str(write_folders(tmp_path, ("a", "b", "c"))), 32)
-    assert [label for _, label in take(source.train, 6)] == [0, 0, 1, 1, 2, 2]
-    assert len(take(source.train, 50)) == 12
+    assert [label for _, label in limit_dataset(source.train, 6)] == [0, 0, 1, 1, 2, 2]
+    assert len(limit_dataset(source.train, 50)) == 12
 
 
 def without_train(root):

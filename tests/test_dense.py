@@ -277,7 +277,7 @@ def test_a_run_from_nothing_and_further_epochs(task, tmp_path):
     assert [line["epoch"] for line in lines] == [1, 2] and 0 <= lines[1][score] <= 1
     assert done.out.splitlines()[-1] == TASKS[task].result.format(**lines[1])
     drawn = run("mpvg_minimal.tools.plots", tmp_path / "run", "--images", "16", fault=small)
-    assert drawn.code == 0 and "last norm   correlation" in drawn.out, drawn.err
+    assert drawn.code == 0 and "before and after the last norm: " in drawn.out, drawn.err
     model, settings = load_dense(tmp_path / "run")
     source = sources.Source(None, targets.DenseShapes("test", task, size=40), [], 32, (0.25,) * 3, (0.25,) * 3,
                                {"test": None})

@@ -262,7 +262,7 @@ def test_boxes_follow_the_crop_and_the_flip():
     image[20:50, 10:40] = 255
     target = {"boxes": torch.tensor([[10.0, 20.0, 40.0, 50.0]]), "labels": torch.tensor([2]),
               "ignored": torch.tensor([0.0])}
-    target = files.sound(target, (60, 80), "white.jpg")
+    target = files.valid_boxes(target, (60, 80), "white.jpg")
     transforms = targets.transforms_of(64, [0.5, 1.0])
     seen = 0
     for seed in range(12):

@@ -1,6 +1,7 @@
-"""The house: which folder may import which. The source is read and nothing is run."""
+"""The house: which folder may import which, and how long things may be. The source is read, nothing is run."""
 import ast
 from graphlib import TopologicalSorter
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
@@ -13,6 +14,7 @@ MAY_IMPORT = {                                      # room -> the other rooms th
     "tools": {"method", "runtime", "data", "training", "dense"}}
 FILES = sorted(path.relative_to(PACKAGE).with_suffix("") for path in PACKAGE.rglob("*.py"))
 FILES = {".".join(path.parts): path for path in FILES}
+FILE_LINES, FUNCTION_LINES, PACKAGE_LINES = 150, 40, 4700         # the last may be lowered, and never raised
 TREES = {name: ast.parse((PACKAGE / path).with_suffix(".py").read_text()) for name, path in FILES.items()}
 
 
@@ -86,3 +88,17 @@ def test_matplotlib_is_imported_where_something_is_drawn():
     ("import torch\nfrom torch import nn", set())])
 def test_the_reader_of_imports_reads(source, expected):
     assert imports("block", ast.parse(source)) == expected
+
+def lines(path: Path) -> int:
+    return len(path.read_text().splitlines())
+
+
+@pytest.mark.parametrize("name", [str(path.relative_to(ROOT)) for path in [*ROOT.glob("*.py"), *PACKAGE.rglob("*.py")]])
+def test_files_and_functions_are_short(name):
+    assert lines(ROOT / name) <= FILE_LINES
+    functions = [node for node in ast.walk(ast.parse((ROOT / name).read_text())) if isinstance(node, ast.FunctionDef)]
+    assert [node.name for node in functions if node.end_lineno - node.lineno >= FUNCTION_LINES] == []
+
+
+def test_the_package_is_short():
+    assert sum(map(lines, PACKAGE.rglob("*.py"))) <= PACKAGE_LINES

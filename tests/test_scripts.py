@@ -131,7 +131,7 @@ def test_two_processes_give_one_processs_result(tmp_path, folder):
              "plain = dict(mixup=0.0, cutmix=0.0, stochastic_depth=0.0)",
              "recipes.IMAGENET = dataclasses.replace(recipes.IMAGENET, **plain)",
              "torch.set_default_dtype(torch.float64)",
-             "sources.normalise = lambda images, mean, std: (images.double() / 255 - mean) / std"]
+             "sources.normalize = lambda images, mean, std: (images.double() / 255 - mean) / std"]
     script = driver(tmp_path / "driver.py", SCRIPT["imagenet"], *exact)
     flags = ["--gap", "--mpvg", "--data-dir", folder, *SMALL, "--ema", "0.9"]
     run(script, *flags, "--out", tmp_path / "one")

@@ -5,7 +5,7 @@ from torch.nn.functional import cross_entropy
 from mpvg_minimal import vit_nano
 from mpvg_minimal.data.batches import Batches
 from mpvg_minimal.data.shapes import KINDS, Shapes
-from mpvg_minimal.data.sources import Source, normalise, open_shapes, take
+from mpvg_minimal.data.sources import Source, limit_dataset, normalize, open_shapes
 
 PARTS = ("images", "labels", "kinds", "instances", "boxes")
 
@@ -141,19 +141,19 @@ def learn(source: Source, pe: str, *, images: int, epochs: int, seed: int) -> fl
     """Test accuracy in %, after a plain loop."""
     torch.manual_seed(seed)
     model = vit_nano(pool="gap", pe=pe)
-    train = Batches(take(source.train, images), None, batch_size=128, train=True, seed=seed)
+    train = Batches(limit_dataset(source.train, images), None, batch_size=128, train=True, seed=seed)
     mean, std = torch.tensor(source.mean).view(3, 1, 1), torch.tensor(source.std).view(3, 1, 1)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05, fused=True)
     rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=epochs * len(train), pct_start=0.1)
     for epoch in range(epochs):
         for batch, labels in train.epoch(epoch):
             optimizer.zero_grad()
-            cross_entropy(model(normalise(batch, mean, std)), labels).backward()
+            cross_entropy(model(normalize(batch, mean, std)), labels).backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             rate.step()
     with torch.no_grad():
-        right = [model.eval()(normalise(batch, mean, std)).argmax(1) == labels
+        right = [model.eval()(normalize(batch, mean, std)).argmax(1) == labels
                  for batch, labels in Batches(source.test, None, batch_size=500, train=False).epoch()]
     assert len(torch.cat(right)) == 2000
     return 100 * torch.cat(right).double().mean().item()

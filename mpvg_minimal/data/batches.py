@@ -20,10 +20,10 @@ from ..runtime.seeding import generator, seeded
 from .sources import file_of
 
 
-class Keyed(Dataset):
+class EpochDataset(Dataset):
     """keyed[epoch, index] -> (image uint8, label). The epoch is part of the index, so that worker processes know it.
 
-    image_size, classes: every image and every label is compared with them, see `check`.
+    image_size, classes: every image and every label is compared with them, see `check_item`.
     """
 
     def __init__(self, dataset: Dataset, transform: v2.Transform | None, seed: int, *,
@@ -45,11 +45,11 @@ class Keyed(Dataset):
         if self.transform is not None:
             with seeded("image", self.seed, epoch, index):
                 image, label = self.transform(image, label)
-        check(file or f"image {index}", image, label, image_size=self.image_size, classes=self.classes)
+        check_item(file or f"image {index}", image, label, image_size=self.image_size, classes=self.classes)
         return image, label
 
 
-def check(name: str, image: Tensor, label: int, *, image_size: int | None, classes: int | None) -> None:
+def check_item(name: str, image: Tensor, label: int, *, image_size: int | None, classes: int | None) -> None:
     """UserError if the image has another size, or if the label is no class. None: this is not checked."""
     if image_size is not None and tuple(image.shape) != (3, image_size, image_size):
         raise UserError(f"{name} is of shape {tuple(image.shape)}, expected {(3, image_size, image_size)}")
@@ -63,7 +63,7 @@ class Batches:
     Each of the `world` processes gets its share of the `batch_size` images of a step.
     train: every epoch is shuffled anew, and all batches are whole. Otherwise the images come in order, the last batch
     may be smaller, and the shares of the processes may differ by one image.
-    `len()` is the number of batches, the same in every process. expected: as for `Keyed`.
+    `len()` is the number of batches, the same in every process. expected: as for `EpochDataset`.
     """
 
     def __init__(self, dataset: Dataset, transform: v2.Transform | None, *, batch_size: int, train: bool, seed: int = 0,
@@ -74,9 +74,9 @@ class Batches:
             raise UserError(f"{len(dataset)} training images are fewer than one batch of {batch_size}: "
                             "give a smaller --batch-size or more images")
         self.batch_size = batch_size
-        self.order = Order(len(dataset), batch_size=batch_size, train=train, seed=seed, rank=rank, world=world)
+        self.order = BatchOrder(len(dataset), batch_size=batch_size, train=train, seed=seed, rank=rank, world=world)
         self.loader = DataLoader(
-            Keyed(dataset, transform, seed, **expected), batch_sampler=self.order, num_workers=workers,
+            EpochDataset(dataset, transform, seed, **expected), batch_sampler=self.order, num_workers=workers,
             pin_memory=pin_memory, persistent_workers=workers > 0, worker_init_fn=outlive_signal,
             generator=torch.Generator())                        # its own, so that iter() draws from no shared one
 
@@ -97,7 +97,7 @@ class Batches:
             raise (Exhausted(f"{SHARED_MEMORY} ({reason(error)})") if error.errno == ENOSPC else error) from None
 
 
-class Order:
+class BatchOrder:
     """Which images are in which batch. DataLoader calls this a batch sampler.
 
     It holds no reference to the loader. In a circle of references the loader's processes would end late or never.

@@ -1,6 +1,6 @@
 """Resize the training photographs once and keep them: `train_imagenet.py --cache DIR`.
 
-To read, crop and resize a photograph takes a core longer than a GPU needs to train on it (scaling.py has the
+To read, crop and resize a photograph takes a core longer than a GPU needs to train on it (tutorial 7 has the
 measurement). In DIR each photograph is stored with the shorter side that testing resizes to: image size / 0.875, 256
 for 224. This changes two things. Crops are taken from the smaller image, so a small crop is enlarged where the original
 had more pixels. And photographs are compressed as JPEG twice. Test images are read as they are. Accuracy: not compared.
@@ -23,8 +23,8 @@ from tqdm import tqdm
 from ..runtime import distributed
 from ..runtime.errors import UserError, reason
 from ..runtime.files import replacing
-from .batches import Batches, Keyed
-from .sources import Source, shorter_side, take
+from .batches import Batches, EpochDataset
+from .sources import Source, limit_dataset, shorter_side
 
 QUALITY = 95            # of the JPEGs; they are about half as large as ImageNet's
 TOGETHER = 64           # images between two steps of the progress bar
@@ -40,19 +40,19 @@ def cached(source: Source, folder: Path, *, limit: int | None, workers: int) -> 
     names = [os.path.relpath(file, train.root) for file, _ in train.samples]
     stamp = {"shorter_side": side, "quality": QUALITY, "images": len(names),
              "checksum_of_names_sizes_and_times": checksum(train, names)}
-    distributed.first_process_first(lambda: claim(folder, stamp))
+    distributed.first_process_first(lambda: claim_folder(folder, stamp))
     targets = [str(folder / "train" / name) for name in names]
     there = {os.path.join(place, name) for place, _, files in os.walk(folder / "train") for name in files}
-    wanted = getattr(take(train, limit), "indices", range(len(names)))
+    wanted = getattr(limit_dataset(train, limit), "indices", range(len(names)))
     missing = [index for index in wanted if targets[index] not in there]
-    distributed.barrier()                            # all have looked before the first begins: their shares fit
+    distributed.barrier()                           # all have looked before the first one writes, so the shares fit
     rank, count = distributed.on_this_machine()
     if missing:
         batches = Batches(Resized(train, targets, missing, side), None, batch_size=TOGETHER * count, train=False,
                           rank=rank, world=count, workers=workers)
         for _ in tqdm(batches.epoch(), total=len(batches), desc=f"resizing into {folder}", leave=False, disable=None):
             pass
-    distributed.barrier()                            # all are through before the first one trains
+    distributed.barrier()                           # all have written before the first one trains
     small = copy.copy(train)
     small.samples = small.imgs = [(target, label) for target, (_, label) in zip(targets, train.samples, strict=True)]
     return source._replace(train=small)
@@ -71,7 +71,7 @@ def checksum(train: ImageFolder, names: list[str]) -> int:
     return total
 
 
-def claim(folder: Path, stamp: dict[str, int]) -> None:
+def claim_folder(folder: Path, stamp: dict[str, int]) -> None:
     """Write cache.json, which says what the cache is made from, into an empty folder. Otherwise compare it."""
     path = folder / "cache.json"
     try:
@@ -98,7 +98,7 @@ class Resized(Dataset):
     """resized[i] writes the file of the i-th missing image. What it returns means nothing."""
 
     def __init__(self, train: ImageFolder, targets: list[str], missing: list[int], side: int):
-        self.images, self.targets, self.missing, self.side = Keyed(train, None, 0), targets, missing, side
+        self.images, self.targets, self.missing, self.side = EpochDataset(train, None, 0), targets, missing, side
 
     def __len__(self) -> int:
         return len(self.missing)

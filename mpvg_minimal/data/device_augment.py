@@ -1,6 +1,6 @@
 """Crop, flip, RandAugment and random erasing of many images at once, from a table of uniform numbers.
 
-It is the augmentation of `augmentation` in data.py, drawn in the same way. Two things make it fast. Cropping and
+It is the augmentation of `augmentation` in sources.py, drawn in the same way. Two things make it fast. Cropping and
 resizing is linear, so it is two small matrices for each image. RandAugment's magnitude is fixed, so all images that
 drew one operation go through one call of torchvision's function.
 

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional as F
 
 from ..runtime.seeding import generator
-from .batches import Batches, check
+from .batches import Batches, check_item
 from .device_augment import COLUMNS, augmented
 from .sources import Source
 
@@ -31,7 +31,7 @@ class DeviceBatches:
         for index in range(len(dataset)):
             image, label = dataset[index]
             image = image if isinstance(image, Tensor) else F.pil_to_tensor(image)
-            check(f"image {index}", image, label, image_size=source.image_size, classes=len(source.classes))
+            check_item(f"image {index}", image, label, image_size=source.image_size, classes=len(source.classes))
             images.append(image)
             labels.append(label)
         self.images = torch.stack(images).to(device)                                    # (size, 3, H, W) uint8

@@ -40,7 +40,7 @@ def make_batches(source: Source, *, train: bool, batch_size: int, device: torch.
     limit: only this many images. loader: "device" holds and augments the images on the device; "workers" reads them
     in this number of processes, None: as many as there are cores, or none where nothing is decoded or augmented.
     """
-    dataset = sources.take(source.train if train else source.test, limit)
+    dataset = sources.limit_dataset(source.train if train else source.test, limit)
     options = dict(batch_size=batch_size, train=train, seed=seed, rank=distributed.rank(), world=distributed.count())
     augment = augment if train else None
     if source.transforms:                                       # they make the targets, and check images and targets
@@ -57,7 +57,7 @@ def make_batches(source: Source, *, train: bool, batch_size: int, device: torch.
 def normalizer(source: Source, device: torch.device) -> Callable[[Tensor], Tensor]:
     """A function: (B, 3, H, W) uint8 images on the device -> float32, by the mean and the deviation of the source."""
     mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (source.mean, source.std))
-    return lambda images: sources.normalise(images, mean, std)
+    return lambda images: sources.normalize(images, mean, std)
 
 
 def first_images(source: Source, count: int) -> Tensor:

@@ -128,12 +128,12 @@ def mixing(num_classes: int, *, mixup: float, cutmix: float) -> v2.Transform | N
     return v2.RandomChoice(kinds) if kinds else None
 
 
-def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+def normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """(B, 3, H, W) uint8 -> float32. mean, std: (3, 1, 1), of pixels scaled to 0 ... 1."""
     return (images.float() / 255 - mean) / std
 
 
-def take(dataset: Dataset, limit: int | None) -> Dataset:
+def limit_dataset(dataset: Dataset, limit: int | None) -> Dataset:
     """A data set of at most `limit` images: the first ones, or evenly spaced ones where images are sorted by class."""
     if limit is None or limit >= len(dataset):
         return dataset

@@ -1,6 +1,6 @@
 """Detection: torchvision's FCOS on a pyramid made of the tokens after the last norm, scored by pycocotools.
 
-Sources: the feature pyramid is ViTDet's (Li et al. 2022), the detector FCOS (Tian et al. 2019). Trained by dense.py.
+Sources: the feature pyramid is ViTDet's (Li et al. 2022), the detector FCOS (Tian et al. 2019). Trained by __main__.py.
 A training step waits for the device where FCOS's own loss picks the matched anchors, and a test where FCOS picks boxes.
 Shapes: B images, h x w the grid of patches of size P, D width, C channels, M objects.
 """

@@ -40,13 +40,13 @@ class Named(Dataset):
             raise UserError(f"{file} or its annotation cannot be read ({reason(error, LONG)})") from error
         size = (image.height, image.width)
         if isinstance(target, dict):
-            return image, sound(target, size, file)
+            return image, valid_boxes(target, size, file)
         if tuple(target.shape) != size:
             raise UserError(f"{file} is of size {size}, but its mask of {tuple(target.shape)}: they have to agree")
         return image, tv_tensors.Mask(target)
 
 
-def sound(target: dict[str, Tensor], size: tuple[int, int], file: str) -> dict[str, Tensor]:
+def valid_boxes(target: dict[str, Tensor], size: tuple[int, int], file: str) -> dict[str, Tensor]:
     """The objects with their boxes (M, 4) clipped to the image, without those that have no area. A warning says so."""
     given = target["boxes"].reshape(-1, 4).float()
     boxes = ops.clip_boxes_to_image(given, size)

@@ -3,7 +3,7 @@
 Under GAP, PE at the last norm adds one vector to every image's feature. Here every token is read by itself and PE
 differs from token to token, so PE at the last norm can matter at inference too: `fold_last_pe(vit, dense=True)`.
 
-Source: the linear head is Segmenter's (Strudel et al. 2021). Trained by dense.py.
+Source: the linear head is Segmenter's (Strudel et al. 2021). Trained by __main__.py.
 Masks: see targets.py. Shapes: B images, h x w the grid of patches of size P, D width, K classes.
 """
 from typing import Any
