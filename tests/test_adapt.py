@@ -5,7 +5,6 @@ import io
 import pytest
 import torch
 import torchvision
-from conftest import ROOT
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -253,12 +252,3 @@ def sequence_accuracy(schedule):
 def test_a_sequence_task_where_position_decides_is_learnt_with_pe_alone():
     assert sequence_accuracy("mpvg") > 0.95
     assert 0.4 < sequence_accuracy(None) < 0.6
-
-
-def test_the_readmes_lines_for_vit_b_16_run():
-    text = (ROOT / "README.md").read_text().split("## MPVG in a model that you already have")[1]
-    code = text.split("```python\n")[1].split("```")[0]
-    assert 'weights="DEFAULT"' in code and len(code.splitlines()) <= 11
-    names = {}
-    exec(code.replace('weights="DEFAULT"', "weights=None"), names)      # its own assertion compares the logits
-    assert isinstance(names["model"].encoder.ln, NormWithPE)
