@@ -136,6 +136,13 @@ def test_one_row_of_pe_is_for_sequences_of_one_token(batch_first):
         adapt_encoder(encoder(), 0)
 
 
+def test_encoders_without_layers_and_decoders_are_refused():
+    empty = nn.TransformerEncoder(encoder().layers[0], 0)
+    decoder = nn.TransformerDecoder(nn.TransformerDecoderLayer(16, 2, norm_first=True, batch_first=True), 2)
+    refused(lambda model: adapt_encoder(model, 16), empty, r"TransformerEncoder without layers\.0")
+    refused(lambda model: adapt_encoder(model, 16), decoder, "forward pass of TransformerDecoder .* 'memory'")
+
+
 @pytest.mark.parametrize("schedule", ["lape", "mpvg"])
 def test_tokens_without_a_place_are_given_no_pe(schedule):
     """DeiT-III, DINOv2 with registers: PE has no rows for the class token and the registers."""

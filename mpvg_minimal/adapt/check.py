@@ -114,7 +114,7 @@ def watch(model: nn.Module, example: Tensor, modules: Iterable[nn.Module]) -> di
             functional_call(model, state, (torch.empty_like(example, device="meta"),))
     except Exception as error:                                      # whatever the model raises, the answer is one
         raise ValueError(f"a forward pass of {type(model).__name__} on an input of shape {tuple(example.shape)} fails "
-                         f"({error}): give the model what it takes") from error
+                         f"({str(error).partition(chr(10))[0]}): give the model what it takes") from error
     finally:
         for hook in hooks:
             hook.remove()

@@ -64,8 +64,8 @@ def _place(model: nn.Module, owner: nn.Module | None, name: str, pe: nn.Paramete
         owner.register_buffer(name, torch.zeros_like(pe.detach()), persistent=False)
         name = f"{name}_delivered"
         setattr(owner, name, pe)
-    if hasattr(model, "no_weight_decay"):                           # timm's list for its optimizers
-        path = next(path for path, parameter in model.named_parameters() if parameter is pe)
+    path = next(path for path, parameter in model.named_parameters() if parameter is pe)
+    if hasattr(model, "no_weight_decay") and path not in model.no_weight_decay():       # timm's, for its optimizers
         model.no_weight_decay = partial(set, frozenset({*model.no_weight_decay(), path}))      # copies, pickles
     return Source(owner, name)
 

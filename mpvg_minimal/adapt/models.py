@@ -49,14 +49,14 @@ def adapt_encoder(encoder: nn.TransformerEncoder, length: int, schedule: str | P
                   start: str = "fresh") -> nn.TransformerEncoder:
     """`nn.TransformerEncoder` of layers with norm_first=True, for sequences of `length` tokens, with a new PE."""
     takes = "nn.TransformerEncoder"
-    norms = first_norms(part(encoder, "layers", takes), "norm1", takes)
+    attention, norms = part(encoder, "layers.0.self_attn", takes), first_norms(encoder.layers, "norm1", takes)
     if not isinstance(length, int) or length < 1:
         raise ValueError(f"length is {length!r}, expected the number of tokens of a sequence")
-    weight, attention = norms[0].weight, part(encoder, "layers.0.self_attn", takes)
-    shape = (1, length, len(weight)) if attention.batch_first else (length, 1, len(weight))
-    return add_layerwise_pe(encoder, norms=norms, last_norm=encoder.norm, pe=new_pe(shape, weight), schedule=schedule,
-                            add_before=encoder.layers[0], start=start, example=weight.new_empty(shape),
-                            batch_dim=int(not attention.batch_first))
+    weight, width = attention.out_proj.weight, attention.embed_dim
+    shape = (1, length, width) if attention.batch_first else (length, 1, width)
+    return add_layerwise_pe(encoder, norms=norms, last_norm=part(encoder, "norm", takes),
+                            pe=new_pe(shape, weight), schedule=schedule, add_before=encoder.layers[0], start=start,
+                            example=weight.new_empty(shape), batch_dim=int(not attention.batch_first))
 
 
 def new_pe(shape: tuple[int, ...], like: torch.Tensor) -> nn.Parameter:

@@ -43,10 +43,10 @@ def adapt_swin(model: nn.Module, image_size: int | tuple[int, int], schedule: st
             carry[len(norms) + 1] = stage                           # merges before the next block
         else:
             norms += first_norms(stage, "norm1", takes)
-    weight, example = norms[0].weight, norms[0].weight.new_empty(2, 3, *pair(image_size))
-    rows, columns = _grid(model, image_size)
-    return add_layerwise_pe(model, norms=norms, last_norm=last_norm, pe=new_pe((1, rows, columns, len(weight)), weight),
-                            schedule=schedule, add_before=features[1][0], start=start, carry=carry, example=example)
+    weight, grid = features[0][0].weight, _grid(model, image_size)  # the patches' convolution: (D, 3, P, P)
+    return add_layerwise_pe(model, norms=norms, last_norm=last_norm, pe=new_pe((1, *grid, len(weight)), weight),
+                            schedule=schedule, add_before=features[1][0], start=start, carry=carry,
+                            example=weight.new_empty(2, 3, *pair(image_size)))
 
 
 @torch.no_grad()
