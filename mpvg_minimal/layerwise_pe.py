@@ -21,6 +21,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,9 @@ def sincos2d(grid: tuple[int, int], width: int) -> Tensor:
 class LayerwisePE(nn.Module):
     """PE as every layer receives it. A LayerNorm exists only where the schedule uses one.
 
-    init: "learned" (a parameter, truncated normal of this std) or "sincos2d" (fixed; the class token's row is 0).
+    init: "learned" (a parameter, truncated normal of this std) or "sincos2d" (fixed). The class token has no place on
+    the grid: its row of sincos2d is 0, and 0 is delivered to it. LN'(0) would not do: its gradient is multiplied by
+    1 / sqrt(eps) = 1000 in every block that hands it on.
     """
 
     def __init__(self, schedule: PESchedule, *, grid: tuple[int, int], width: int, depth: int,
@@ -106,13 +109,14 @@ class LayerwisePE(nn.Module):
         if init not in ("learned", "sincos2d"):
             raise ValueError(f'pe_init is {init!r}, expected "learned" or "sincos2d"')
         self.schedule, self.depth = schedule, depth
+        self.blank = int(class_token and init == "sincos2d")                    # first rows that get no PE
         self.pos_embed = None                                                   # p_0: (1, N, D)
         if schedule.uses_pe and init == "learned":
             tokens = grid[0] * grid[1] + class_token
             p = nn.init.trunc_normal_(torch.empty(1, tokens, width), std=0.02)  # whatever std is: the same draws
             self.pos_embed = nn.Parameter(p * (std / 0.02))
         elif schedule.uses_pe:
-            fixed = nn.functional.pad(sincos2d(grid, width), (0, 0, int(class_token), 0))
+            fixed = pad(sincos2d(grid, width), (0, 0, self.blank, 0))
             del self.pos_embed
             self.register_buffer("pos_embed", fixed, persistent=False)          # computed, so never stored
         blocks = 0 if schedule.first_block is None else depth - schedule.first_block + 1
@@ -126,7 +130,8 @@ class LayerwisePE(nn.Module):
         p, schedule = self.pos_embed, self.schedule
         block_pes: list[Tensor | None] = [None] * (self.depth - len(self.norms))
         for norm in self.norms:
-            p = norm(p if schedule.hierarchical else self.pos_embed)            # p_l = LN'_l(p_{l-1})
+            p = p if schedule.hierarchical else self.pos_embed
+            p = pad(norm(p[:, self.blank:]), (0, 0, self.blank, 0))             # p_l = LN'_l(p_{l-1})
             block_pes.append(p)
         sources = {None: None, "initial": self.pos_embed, "delivered": p} | dict(enumerate(block_pes, start=1))
         return (self.pos_embed if schedule.add_at_input else None), block_pes, sources[schedule.at_last_norm]

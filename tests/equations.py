@@ -128,6 +128,8 @@ def trace(model: ViT, images: Tensor, switches: tuple) -> Trace:
         normed.append(y)
         if first is not None and block >= first:
             delivered = p = layer_norm(p if hierarchical else p_0, w, f"pe.norms.{block - first}")
+            if "cls_token" in w and "pe.pos_embed" not in w:        # sin-cos: the class token gets none
+                delivered = p = torch.cat([torch.zeros_like(p[:1]), p[1:]])
             y = y + delivered
         pes.append(delivered)
         x = x + attention(y, w, f"blocks.{block - 1}.attn")
