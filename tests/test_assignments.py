@@ -170,8 +170,8 @@ def test_the_capstone_trains_and_compares(capstone, monkeypatch, capsys):
     monkeypatch.setattr(capstone.given, "Shapes", lambda split: shapes(split, size=64))
     capstone.given.main(capstone.ViT, ["--steps", "2", "--seeds", "2"])
     said = capsys.readouterr().out
-    assert re.fullmatch(r"((pvg |mpvg)  seed \d  +\d+\.\d %\n){4}mpvg - pvg: [+-]\d+\.\d\d points, "
-                        r"standard error \d+\.\d\d, chance 6\.2 %\n", said), said
+    assert re.fullmatch(r"((pvg |mpvg)  seed [01]     2 steps, then +\d+\.\d % of new images\n){4}"
+                        r"mpvg - pvg: \+0\.0 steps, standard error 0\.0; chance 6\.2 %\n", said), said
 
 
 # The archive
