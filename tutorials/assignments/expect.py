@@ -189,6 +189,10 @@ def calls(module: nn.Module) -> Iterator[list]:
 def operations(call: Callable[[], Any]) -> Counter:
     """How often each operation of torch ran in call(): "mm", "convolution", "view", as the dispatcher names them."""
     class Count(TorchDispatchMode):
+        @classmethod
+        def _should_skip_dynamo(cls):
+            return False                        # else its first use imports the compiler: 1.6 s
+
         def __torch_dispatch__(self, function, types, inputs=(), options=None):
             counts[function.overloadpacket.__name__] += 1
             return function(*inputs, **(options or {}))
