@@ -194,7 +194,7 @@ def test_a_good_page_keeps_all_rules():
     page = Page(FOLDER / "08_good.md", GOOD)
     assert [complaint for rule in RULES for complaint in rule(page)] == []
     assert tutorial_rules.links(page) == []
-    headed = GOOD.replace("[block.py](../mpvg_minimal/block.py)", "[read me](../README.md#what-mpvg-costs)")
+    headed = GOOD.replace("[block.py](../mpvg_minimal/block.py)", "[read me](../README.md#what-we-found)")
     assert tutorial_rules.links(Page(page.path, headed)) == []
 
 
