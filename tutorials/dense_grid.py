@@ -27,9 +27,9 @@ from mpvg_minimal.data.loading import make_batches, normalizer  # noqa: E402
 from mpvg_minimal.dense import targets  # noqa: E402
 from mpvg_minimal.dense.tasks import TASKS, load_dense  # noqa: E402
 from mpvg_minimal.runtime.files import write_text  # noqa: E402
+from mpvg_minimal.runtime.precision import autocast  # noqa: E402
 from mpvg_minimal.training import checkpoint  # noqa: E402
 from mpvg_minimal.training.folder import read_config  # noqa: E402
-from mpvg_minimal.training.run import autocast  # noqa: E402
 
 SCHEDULES = {"none": ["--no-pe"], "once": [], "lape": ["--lape"], "pvg": ["--pvg"], "mpvg": ["--mpvg"]}
 JSON, TABLE = ROOT / "results" / "dense_shapes.json", ROOT / "results" / "dense_shapes.md"

@@ -40,12 +40,14 @@ from mpvg_minimal.data import sources  # noqa: E402
 from mpvg_minimal.data.loading import choose_loader, first_images, make_batches, normalizer  # noqa: E402
 from mpvg_minimal.runtime.errors import UserError, one_line_errors  # noqa: E402
 from mpvg_minimal.runtime.files import write_text  # noqa: E402
+from mpvg_minimal.runtime.precision import autocast  # noqa: E402
 from mpvg_minimal.tools import plots  # noqa: E402
 from mpvg_minimal.training import checkpoint, flags, recipes  # noqa: E402
+from mpvg_minimal.training.compiling import check_compile  # noqa: E402
 from mpvg_minimal.training.folder import choose_out, read_config, write_config  # noqa: E402
 from mpvg_minimal.training.loop import fit  # noqa: E402
 from mpvg_minimal.training.models import load_model  # noqa: E402
-from mpvg_minimal.training.run import autocast, start_run  # noqa: E402
+from mpvg_minimal.training.run import start_run  # noqa: E402
 from mpvg_minimal.training.task import CLASSIFICATION  # noqa: E402
 
 MEASURES = ("correlation", "cosine", "stream_correlation", "stream_cosine", "shared_correlation", "place_correlation")
@@ -110,7 +112,7 @@ def train(args: argparse.Namespace, cell: str, seed: int) -> None:
     torch.set_num_threads(args.threads)
     device, out, recipe = flags.choose_device(args.device), folder(args, cell, seed), recipe_of(args, seed)
     amp, settings = flags.choose_amp(args.amp, device), settings_of(args, recipe, cell, device)
-    flags.check_compile(args.compile, recipe, device)
+    check_compile(args.compile, recipe, device)
     choose_out(out, settings, resume=(out / "config.json").exists())
     source = open_data(args)
     settings |= source.identity()
@@ -119,11 +121,11 @@ def train(args: argparse.Namespace, cell: str, seed: int) -> None:
                    limit=settings["limit"], loader=settings["loader"], workers=args.workers)
     batches = [make_batches(source, train=split, **options) for split in (True, False)]
     mix = sources.mixing(len(source.classes), mixup=recipe.mixup, cutmix=recipe.cutmix)
-    run = start_run(build(settings), recipe, out=out, device=device, amp=amp, compiled=args.compile, settings=settings)
+    run = start_run(build(settings), recipe, out=out, device=device, amp=amp, compiled=args.compile, settings=settings,
+                    task=CLASSIFICATION._replace(evaluate=evaluate))
     run.resume()
     write_config(out, settings, data_dir=args.data_dir, device=device)
-    history = fit(run, *batches, normalize=normalizer(source, device), mix=mix,
-                  task=CLASSIFICATION._replace(evaluate=evaluate))
+    history = fit(run, *batches, normalize=normalizer(source, device), mix=mix, save_every=args.save_every)
     saved = checkpoint.newest(out)
     result = {"cell": cell, "seed": seed, "top1": history[-1]["top1"], **after_training(saved, source, device, amp),
               "seconds": round(sum(line["seconds"] for line in history), 1), "machine": args.machine,

@@ -8,7 +8,7 @@ the median over many rounds of PE-once's time by its own in the same round. Many
 long ones, since what disturbs a machine lasts for seconds: hence the small batches on CPU, and for inference half
 the batch and four times as many rounds. A GPU gets batches that fill it, for inference four times the batch. The
 ratio of PE once to a copy of itself shows what is left of the noise.
-Training is `train_step` from training/loop.py for everybody, peers included. Shapes: B images.
+Training is `train_step` from training/step.py for everybody, peers included. Shapes: B images.
 """
 import statistics
 from pathlib import Path
@@ -19,10 +19,11 @@ from torch import Tensor, nn
 
 from ..fold import fold_last_pe
 from ..runtime.errors import UserError, one_line_errors
+from ..runtime.precision import autocast
 from ..training import flags
-from ..training.loop import train_step
 from ..training.recipes import CIFAR
-from ..training.run import autocast, start_run
+from ..training.run import start_run
+from ..training.step import train_step
 from ..vit import SIZES
 from .cost_report import draw_cost, table
 from .measure import allocated, forward_flops, header, interleaved, kept_for_backward, peak_memory, write

@@ -12,9 +12,10 @@ from ..data.loading import choose_workers, make_batches, normalizer
 from ..runtime import distributed
 from ..runtime.signals import Interrupt
 from ..training import recipes
-from ..training.loop import train_epoch, train_step
+from ..training.loop import train_epoch
 from ..training.models import build_model
 from ..training.run import Run, start_run
+from ..training.step import train_step
 from .measure import forward_flops, interleaved, synchronize
 
 
@@ -104,7 +105,7 @@ def processes(setup: Setup) -> dict[str, Any]:
     """All processes together, each with its share of a batch that grows with them, against the first one alone."""
     torch.set_num_threads(1)
     together, alone = setup.new_run(), setup.new_run()
-    alone.wrapped = alone.model
+    alone.wrapped = alone.objective
     images, labels = setup.random_batch(setup.recipe.batch_size)
     times = {"alone": [], "together": []}
     for _ in range(setup.args.rounds + 1):

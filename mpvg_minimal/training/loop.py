@@ -2,89 +2,31 @@
 
     fit          for every epoch: train_epoch, evaluate, save
     train_epoch  for every batch: to the device, normalize, mix, train_step
-    train_step   forward, loss; then scale, backward, unscale, clip, step, update, in this order
+    train_step   forward, backward and update: step.py
 
-No step waits for the device: losses add up there and are read every `LOG_EVERY` steps. A resumed run goes on bit for
-bit, because every random draw depends on (seed, epoch, step) alone. Shapes: B images of one process, K classes.
+A resumed run goes on bit for bit, because every random draw depends on (seed, epoch, step) alone.
+Shapes: B images of one process, K classes.
 """
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from tqdm import tqdm
 
 from ..runtime import distributed
-from ..runtime.errors import Interrupted, NonFinite
-from ..runtime.seeding import seed_of
+from ..runtime.errors import Interrupted
+from ..runtime.provenance import device_name
+from ..runtime.seeding import seed_device
 from ..runtime.signals import Interrupt, catch_signals
 from .recipes import learning_rate
 from .run import Run
-from .task import CLASSIFICATION, Task, classification_loss
+from .step import GIVE_UP, read_running_loss, train_step
 
 LOG_EVERY = 50          # steps between two readings of the running loss, because each reading waits for the device
-GIVE_UP = 20            # fp16: this many skipped steps in a row end the run
 
 
-def train_step(run: Run, images: Tensor, targets: Tensor, *, lr: float, label_smoothing: float = 0.0,
-               clip_grad: float = 0.0, accumulate: int = 1, loss_of: Callable = classification_loss) -> None:
-    """One update from images (B, 3, H, W) and their targets (B, ...), taken in `accumulate` parts.
-
-    A non-finite gradient changes no weight. In fp16 the scaler skips the step and tries a smaller scale. Otherwise the
-    optimizer skips this step and all later ones, on the device, until `read_running_loss` sees it and ends the run.
-    """
-    for group in run.optimizer.param_groups:
-        group["lr"] = lr
-    run.optimizer.zero_grad(set_to_none=True)
-    parts = list(zip(images.chunk(accumulate), targets.chunk(accumulate)))
-    check = torch.zeros((), device=run.device)                              # NaN once a part's loss is not finite
-    for number, (x, y) in enumerate(parts, start=1):
-        wait = number < len(parts) and run.wrapped is not run.model         # processes add gradients at the last part
-        with run.wrapped.no_sync() if wait else nullcontext(), run.autocast():
-            loss, correct = loss_of(run.wrapped, x, y, label_smoothing=label_smoothing)
-            run.scaler.scale(loss * len(x) / len(images)).backward()
-        check += 0 * loss.detach()                                          # 0 * inf is NaN
-        run.totals += torch.stack([loss.detach().nan_to_num(0, 0, 0) * len(x), correct])
-    run.scaler.unscale_(run.optimizer)
-    norm = get_total_norm([p.grad for p in run.model.parameters() if p.grad is not None])
-    if clip_grad:
-        clip_grads_with_norm_(run.model.parameters(), clip_grad, norm)
-    scale = run.scaler.get_scale()                                          # 1.0 and no waiting unless fp16
-    if not run.scaler.is_enabled():
-        first_bad = (run.bad_step == 0) & ~(norm + check).isfinite()
-        run.bad_step = torch.where(first_bad, run.step + 1, run.bad_step)
-        run.optimizer.found_inf = (run.bad_step > 0).float()                # how GradScaler tells fused optimizers
-    run.scaler.step(run.optimizer)
-    run.scaler.update()
-    run.step += 1
-    if run.scaler.get_scale() < scale:
-        run.skipped += 1
-    else:
-        run.skipped, run.updates = 0, run.updates + 1
-        if run.ema:
-            run.ema.update_parameters(run.model)
-
-
-def read_running_loss(run: Run) -> tuple[float, float]:
-    """Mean loss and accuracy (%) of this epoch so far, in this process. NonFinite if a step was bad."""
-    loss, correct, bad_step = torch.stack([*run.totals, run.bad_step]).tolist()     # the one wait for the device
-    good, epoch = f"the last good checkpoint is after {run.saved_at}", run.epoch + 1
-    good = good if run.saved_at else "there is no checkpoint yet"
-    if bad_step:
-        raise NonFinite(f"the loss or its gradient is not finite in epoch {epoch}, step {int(bad_step)}; no update was "
-                        f"made from it, {good}. Try a smaller --lr")
-    if run.skipped >= GIVE_UP:
-        raise NonFinite(f"the gradient overflowed in fp16 in {run.skipped} steps in a row, up to epoch {epoch}, step "
-                        f"{run.step}; {good}. Try a smaller --lr or --amp off")
-    images = run.step * run.recipe.batch_size / distributed.count()
-    return loss / images, 100 * correct / images
-
-
-def train_epoch(run: Run, batches: Any, *, normalize: Callable, mix: Callable | None, interrupt: Interrupt,
-                loss_of: Callable = classification_loss) -> None:
+def train_epoch(run: Run, batches: Any, *, normalize: Callable, mix: Callable | None, interrupt: Interrupt) -> None:
     """Train from `run.step` to the end of the epoch."""
     run.model.train()
     recipe, total = run.recipe, len(batches) * run.recipe.epochs
@@ -92,7 +34,7 @@ def train_epoch(run: Run, batches: Any, *, normalize: Callable, mix: Callable | 
                desc=f"epoch {run.epoch + 1}/{recipe.epochs}", disable=None if distributed.is_first() else True)
     began, first = time.perf_counter(), run.step
     for images, targets in bar:
-        torch.manual_seed(seed_of("step", recipe.seed, run.epoch, run.step, distributed.rank()))
+        seed_device(run.device, "step", recipe.seed, run.epoch, run.step, distributed.rank())
         images = normalize(images.to(run.device, non_blocking=True))
         targets = targets.to(run.device, non_blocking=True)
         if mix is not None:
@@ -100,7 +42,7 @@ def train_epoch(run: Run, batches: Any, *, normalize: Callable, mix: Callable | 
         rate = learning_rate(run.updates, total, lr=recipe.lr, final_lr=recipe.final_lr, warmup=recipe.warmup,
                              cooldown=recipe.cooldown)
         train_step(run, images, targets, lr=rate, label_smoothing=recipe.label_smoothing, clip_grad=recipe.clip_grad,
-                   accumulate=recipe.accumulate, loss_of=loss_of)
+                   accumulate=recipe.accumulate)
         if run.step % LOG_EVERY == 0 or run.step == len(batches) or run.skipped >= GIVE_UP:
             loss, accuracy = read_running_loss(run)
             speed = (run.step - first) * recipe.batch_size / (time.perf_counter() - began)
@@ -111,8 +53,7 @@ def train_epoch(run: Run, batches: Any, *, normalize: Callable, mix: Callable | 
 
 def save_if_interrupted(run: Run, interrupt: Interrupt) -> None:
     """If any process received a signal: save after the same step in all of them, and raise Interrupted."""
-    number = distributed.all_reduce_max(interrupt.number)
-    if number:
+    if number := distributed.all_reduce_max(interrupt.number):
         read_running_loss(run)                                  # raises, and so saves nothing, after a bad step
         run.save()
         raise Interrupted(f"interrupted by signal {number}, saved in epoch {run.epoch + 1} after step {run.step}: "
@@ -120,30 +61,37 @@ def save_if_interrupted(run: Run, interrupt: Interrupt) -> None:
 
 
 def fit(run: Run, train: Any, test: Any, *, normalize: Callable, mix: Callable | None = None,
-        task: Task = CLASSIFICATION) -> list[dict[str, Any]]:
+        save_every: float = 0.0) -> list[dict[str, Any]]:
     """Train to the end of the recipe's epochs. Returns one dictionary of metrics for each epoch.
+
+    A checkpoint is written at the end, after a signal, and after each epoch that ends `save_every` seconds or more
+    after the last one.
 
     train, test: `Batches`, or anything with `len()` and `epoch(epoch, start)` that yields (B, 3, H, W) uint8 and (B,).
     normalize: such images on the device -> what the model takes. mix: (images, labels) -> (images, targets (B, K)).
     """
+    if distributed.is_first():
+        print(f"training on {device_name(run.device)}, in {run.amp or torch.float32}", flush=True)
     with catch_signals() as interrupt:
         while run.epoch < run.recipe.epochs:
             began, first = time.perf_counter(), run.step
-            train_epoch(run, train, normalize=normalize, mix=mix, interrupt=interrupt, loss_of=task.loss_of)
+            train_epoch(run, train, normalize=normalize, mix=mix, interrupt=interrupt)
             loss, correct = distributed.all_reduce_sum(run.totals).tolist()
             seen, trained = len(train) * run.recipe.batch_size, time.perf_counter() - began
-            tested = task.evaluate(run.ema or run.model, test, normalize=normalize, device=run.device,
-                                   autocast=run.autocast(), between=lambda: save_if_interrupted(run, interrupt))
+            tested = run.task.evaluate(run.ema or run.model, test, normalize=normalize, device=run.device,
+                                       autocast=run.autocast(), between=lambda: save_if_interrupted(run, interrupt))
             run.epoch, run.step = run.epoch + 1, 0
             run.totals.zero_()
-            tested |= {task.accuracy: 100 * correct / seen} if task.accuracy else {}
+            tested |= {run.task.accuracy: 100 * correct / seen} if run.task.accuracy else {}
+            speed = round((1 - first / len(train)) * seen / trained, 1)
             run.history.append({
                 "epoch": run.epoch, "train_loss": loss / seen, **tested, "lr": run.optimizer.param_groups[0]["lr"],
-                "images_per_second": round((1 - first / len(train)) * seen / trained, 1),
-                "seconds": round(time.perf_counter() - began, 3)})
-            run.save()
+                "images_per_second": speed, "seconds": round(time.perf_counter() - began, 3)})
+            due = run.epoch == run.recipe.epochs or time.monotonic() - run.saved_when >= save_every
+            if distributed.all_reduce_max(due):
+                run.save()
             if distributed.is_first():
-                words = f"epoch {{epoch}}/{run.recipe.epochs}  train loss {{train_loss:.4f}}  {task.line}"
+                words = f"epoch {{epoch}}/{run.recipe.epochs}  train loss {{train_loss:.4f}}  {run.task.line}"
                 words += "  {images_per_second:,.0f} images/s  {seconds:.1f} s"
                 print(words.format(**run.history[-1]), flush=True)
     return run.history

@@ -37,10 +37,7 @@ def load_model(saved: dict[str, Any], build: Callable = build_model) -> Any:
     saved: a checkpoint's content. build: settings -> model, for another task than classification.
     """
     model = build(saved["settings"])
-    weights = saved["model"]
-    if saved["ema"]:
-        weights = {name.removeprefix("module."): w for name, w in saved["ema"].items() if name.startswith("module.")}
-    model.load_state_dict(weights)
+    model.load_state_dict(saved["ema"] or saved["model"])
     return model.eval()
 
 
