@@ -14,11 +14,10 @@ from mpvg_minimal.data.loading import choose_loader, make_batches, normalizer
 from mpvg_minimal.runtime import distributed
 from mpvg_minimal.runtime.errors import one_line_errors
 from mpvg_minimal.training import flags, recipes
-from mpvg_minimal.training.compiling import check_compile
 from mpvg_minimal.training.curves import draw_curves
 from mpvg_minimal.training.folder import choose_out, write_config
 from mpvg_minimal.training.loop import fit
-from mpvg_minimal.training.models import build_model
+from mpvg_minimal.training.models import build_model, check_compile
 from mpvg_minimal.training.run import start_run
 
 

@@ -21,11 +21,10 @@ from mpvg_minimal.runtime import distributed
 from mpvg_minimal.runtime.errors import one_line_errors
 from mpvg_minimal.runtime.precision import autocast
 from mpvg_minimal.training import checkpoint, flags, recipes
-from mpvg_minimal.training.compiling import check_compile
 from mpvg_minimal.training.curves import draw_curves
 from mpvg_minimal.training.folder import choose_out, refuse_other_settings, write_config
 from mpvg_minimal.training.loop import fit
-from mpvg_minimal.training.models import build_model, init_from, load_model, refuse_size
+from mpvg_minimal.training.models import build_model, check_compile, init_from, load_model, refuse_size
 from mpvg_minimal.training.run import start_run
 from mpvg_minimal.training.task import CLASSIFICATION
 

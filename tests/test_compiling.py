@@ -10,9 +10,9 @@ from torch._dynamo.testing import CompileCounter
 
 from mpvg_minimal import vit_nano
 from mpvg_minimal.runtime.errors import UserError
-from mpvg_minimal.training import compiling
-from mpvg_minimal.training.compiling import check_compile
+from mpvg_minimal.training import models
 from mpvg_minimal.training.loop import train_step
+from mpvg_minimal.training.models import check_compile
 from mpvg_minimal.training.recipes import CIFAR
 from mpvg_minimal.training.run import start_run
 from mpvg_minimal.training.task import CLASSIFICATION
@@ -90,11 +90,11 @@ def test_cuda_graphs_are_allowed_on_one_gpu():
     (CUDA, {}, [], "a compiler, and gcc or clang or cc is not on the PATH: install one, or name it in CC;"),
     (CPU, {}, ["gcc"], "a compiler, and g++ or clang++ or c++ is not on the PATH: install one, or name it in CXX;"),
     (CUDA, {"CC": "icx"}, ["gcc"], "a compiler, and icx is not on the PATH: install one, or name it in CC;"),
-    (CUDA, {"CC": "icx"}, ["icx"], "Python's headers, and /nowhere/Python.h is not there: install python3-dev")])
+    (CUDA, {"CC": "icx"}, ["icx"], "/nowhere/Python.h, which is not there: install Python's headers")])
 def test_what_compiling_lacks_is_said_in_one_line(device, environment, found, missing, monkeypatch):
-    monkeypatch.setattr(compiling.shutil, "which", lambda name: name in found or None)
-    monkeypatch.setattr(compiling.sysconfig, "get_path", lambda _: "/nowhere")
-    monkeypatch.setattr(compiling.os, "environ", environment)
+    monkeypatch.setattr(models.shutil, "which", lambda name: name in found or None)
+    monkeypatch.setattr(models.sysconfig, "get_path", lambda _: "/nowhere")
+    monkeypatch.setattr(models.os, "environ", environment)
     for mode in ("default", "reduce-overhead"):
         with pytest.raises(UserError) as error:
             check_compile(mode, CIFAR, device)

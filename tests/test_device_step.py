@@ -13,9 +13,9 @@ from mpvg_minimal.data.loading import make_batches, normalizer
 from mpvg_minimal.data.shapes import Shapes
 from mpvg_minimal.runtime.signals import Interrupt
 from mpvg_minimal.training import loop
+from mpvg_minimal.training.loop import train_step
 from mpvg_minimal.training.recipes import CIFAR
 from mpvg_minimal.training.run import start_run
-from mpvg_minimal.training.step import train_step
 
 CPU = torch.device("cpu")
 BATCH, STEPS = 4, 3

@@ -43,10 +43,9 @@ from mpvg_minimal.runtime.files import write_text  # noqa: E402
 from mpvg_minimal.runtime.precision import autocast  # noqa: E402
 from mpvg_minimal.tools import plots  # noqa: E402
 from mpvg_minimal.training import checkpoint, flags, recipes  # noqa: E402
-from mpvg_minimal.training.compiling import check_compile  # noqa: E402
 from mpvg_minimal.training.folder import choose_out, read_config, write_config  # noqa: E402
 from mpvg_minimal.training.loop import fit  # noqa: E402
-from mpvg_minimal.training.models import load_model  # noqa: E402
+from mpvg_minimal.training.models import check_compile, load_model  # noqa: E402
 from mpvg_minimal.training.run import start_run  # noqa: E402
 from mpvg_minimal.training.task import CLASSIFICATION  # noqa: E402
 

@@ -49,9 +49,8 @@ def make_batches(source: Source, *, train: bool, batch_size: int, device: torch.
     if source.transforms:                                       # they make the targets, and check images and targets
         transform = source.transforms["train" if train else "test"]
     else:
-        options |= dict(image_size=source.image_size, classes=len(source.classes))
-        if not train and device.type == "cuda":
-            options["batch_size"] = max(batch_size, TESTED)
+        batch_size = batch_size if train or device.type != "cuda" else max(batch_size, TESTED)
+        options |= dict(image_size=source.image_size, classes=len(source.classes), batch_size=batch_size)
         if loader == "device":
             return DeviceBatches(dataset, source, augment, device, **options)
         transform = sources.augmentation(source, **augment) if augment else sources.plain(source)

@@ -7,9 +7,8 @@ import torch
 def prepare(device: torch.device) -> None:
     """Before training on a GPU: TF32 for the products that stay in float32, and no attention by cuDNN.
 
-    torch takes cuDNN's attention on an H100 where there is no dropout. Its backward pass in bfloat16 gave others NaN:
-    with a mask (pytorch, issue 196678), and after 65,000 good steps of batch 128 (kyutai-labs/pocket-tts, pull request
-    264). The latter trained as fast with flash attention, which is taken here instead.
+    An H100 would take cuDNN's attention where there is no dropout. Its backward pass in bfloat16 gave others NaN
+    (pytorch issue 196678, with a mask; kyutai-labs/pocket-tts pull request 264); flash attention was as fast there.
     """
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")

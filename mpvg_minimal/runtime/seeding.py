@@ -23,10 +23,7 @@ def seed_of(*key: str | int) -> int:
 
 
 def seed_device(device: torch.device, *key: str | int) -> None:
-    """Seed the CPU's default generator and the device's own, both from the key.
-
-    `torch.manual_seed` draws the same numbers, but it also visits every other device that torch knows.
-    """
+    """Seed the CPU's generator and the device's own, as `torch.manual_seed` does, but no other device's."""
     seed = seed_of(*key)
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":

@@ -18,7 +18,7 @@ from ..data.loading import choose_loader
 from ..runtime import distributed
 from ..runtime.errors import UserError, one_line_errors
 from ..training import flags, recipes
-from ..training.compiling import check_compile
+from ..training.models import check_compile
 from ..vit import SIZES
 from .measure import header, write
 from .throughput_parts import PARTS, Setup

@@ -12,10 +12,9 @@ from ..data.loading import choose_workers, make_batches, normalizer
 from ..runtime import distributed
 from ..runtime.signals import Interrupt
 from ..training import recipes
-from ..training.loop import train_epoch
+from ..training.loop import train_epoch, train_step
 from ..training.models import build_model
 from ..training.run import Run, start_run
-from ..training.step import train_step
 from .measure import forward_flops, interleaved, synchronize
 
 
@@ -54,17 +53,11 @@ def limit(setup: Setup) -> dict[str, Any]:
             "images_per_second": len(images) / statistics.median(seconds["step"]), "share": statistics.median(shares)}
 
 
-class Repeated:
-    """One batch, as often as the other loader has batches."""
-
-    def __init__(self, batch: tuple, count: int):
-        self.batch, self.count = batch, count
-
-    def __len__(self) -> int:
-        return self.count
+class Given(list):
+    """Batches in a list, in place of a loader."""
 
     def epoch(self, epoch: int = 0, start: int = 0):
-        return (self.batch for _ in range(start, self.count))
+        return iter(self[start:])
 
 
 def real_over_synthetic(setup: Setup) -> dict[str, Any]:
@@ -84,7 +77,7 @@ def real_over_synthetic(setup: Setup) -> dict[str, Any]:
         run.totals.zero_()
         train_epoch(run, batches, **options)
 
-    seconds = interleaved({"real": lambda: epoch(real), "synthetic": lambda: epoch(Repeated(batch, len(real)))},
+    seconds = interleaved({"real": lambda: epoch(real), "synthetic": lambda: epoch(Given([batch] * len(real)))},
                           rounds=args.rounds, device=setup.device)
     ratio = statistics.median(s / r for s, r in zip(seconds["synthetic"], seconds["real"]))
     return {"loader": settings["loader"], "steps": len(real), "real_over_synthetic": ratio,

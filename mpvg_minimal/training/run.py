@@ -62,8 +62,9 @@ class Run:
 
     @torch.no_grad()
     def average(self) -> None:
-        """Move the averaged copy towards the weights; after the first update it is equal to them."""
-        torch._foreach_lerp_(self.averaged, self.weights, 1.0 if self.updates == 1 else 1 - self.recipe.ema)
+        """Move the averaged copy, if there is one, towards the weights; after the first update it is equal to them."""
+        if self.ema:
+            torch._foreach_lerp_(self.averaged, self.weights, 1.0 if self.updates == 1 else 1 - self.recipe.ema)
 
     def save(self) -> None:
         """Write OUT/checkpoint.pt and OUT/metrics.jsonl, from the first process. All processes must call it."""

@@ -24,10 +24,7 @@ class Task(NamedTuple):
 
 
 class Objective(nn.Module):
-    """A model and its loss as one module: (images, targets, label_smoothing=) -> (mean loss, number correct).
-
-    DistributedDataParallel wraps it, and torch.compile compiles it, so that the loss is inside what is compiled.
-    """
+    """A model and its loss as one module, for DistributedDataParallel and torch.compile."""
 
     def __init__(self, model: nn.Module, loss_of: Callable):
         super().__init__()
