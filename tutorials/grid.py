@@ -16,10 +16,9 @@ import itertools
 import json
 import multiprocessing
 import multiprocessing.connection
-import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,6 +40,7 @@ from mpvg_minimal.data.loading import choose_loader, first_images, make_batches,
 from mpvg_minimal.runtime.errors import UserError, one_line_errors  # noqa: E402
 from mpvg_minimal.runtime.files import write_text  # noqa: E402
 from mpvg_minimal.runtime.precision import autocast  # noqa: E402
+from mpvg_minimal.runtime.provenance import device_name  # noqa: E402
 from mpvg_minimal.tools import plots  # noqa: E402
 from mpvg_minimal.training import checkpoint, flags, recipes  # noqa: E402
 from mpvg_minimal.training.folder import choose_out, read_config, write_config  # noqa: E402
@@ -127,9 +127,9 @@ def train(args: argparse.Namespace, cell: str, seed: int) -> None:
     history = fit(run, *batches, normalize=normalizer(source, device), mix=mix, save_every=args.save_every)
     saved = checkpoint.newest(out)
     result = {"cell": cell, "seed": seed, "top1": history[-1]["top1"], **after_training(saved, source, device, amp),
-              "seconds": round(sum(line["seconds"] for line in history), 1), "machine": args.machine,
-              "data": args.data_name, "environment": read_config(out)["environment"],
-              "settings": saved["settings"], "epochs": history}
+              "seconds": round(sum(line["seconds"] for line in history), 1),
+              "machine": args.machine or device_name(device), "data": args.data_name,
+              "environment": read_config(out)["environment"], "settings": saved["settings"], "epochs": history}
     write_text(out / "result.json", json.dumps(result))
 
 
@@ -164,9 +164,14 @@ def after_training(saved: dict[str, Any], source: sources.Source, device: torch.
             "learnt_shift_variance": [variance(now.shift - then.shift) for now, then in zip(found, start)]}
 
 
-def train_in_child(args: argparse.Namespace, cell: str, seed: int) -> None:
-    with one_line_errors():
-        train(args, cell, seed)
+def child(function: Callable[..., None], *values: Any) -> multiprocessing.Process:
+    """Start function(*values) in a process of its own. The parent asks for no GPU, or its children could use none."""
+    def run() -> None:
+        with one_line_errors():
+            function(*values)
+    process = multiprocessing.get_context("fork").Process(target=run)
+    process.start()
+    return process
 
 
 def results(args: argparse.Namespace, jobs: list[tuple[str, int]]) -> Iterator[dict[str, Any]]:
@@ -174,12 +179,11 @@ def results(args: argparse.Namespace, jobs: list[tuple[str, int]]) -> Iterator[d
 
     UserError at the end if any of them failed: it has said why, and the others went on.
     """
-    fork, waiting, running, failed = multiprocessing.get_context("fork"), list(jobs), {}, []
+    waiting, running, failed = list(jobs), {}, []
     while waiting or running:
         while waiting and len(running) < args.jobs:
             job = waiting.pop(0)
-            process = fork.Process(target=train_in_child, args=(args, *job))
-            process.start()
+            process = child(train, args, *job)
             running[process.sentinel] = process, job
         for sentinel in multiprocessing.connection.wait(list(running)):
             process, job = running.pop(sentinel)
@@ -214,6 +218,14 @@ def refuse_another_experiment(runs: list[dict[str, Any]], settings: dict[str, An
                                 f"{settings[key]!r}: give the same, or another --name")
 
 
+def prepare(args: argparse.Namespace, job: tuple[str, int], runs: list[dict[str, Any]], file: Path) -> None:
+    """Before the first run: see that it fits to those in the file, and fetch the data, once."""
+    cell, seed = job
+    settings = settings_of(args, recipe_of(args, seed), cell, flags.choose_device(args.device))
+    refuse_another_experiment(runs, settings, file)
+    open_data(args)
+
+
 def parse() -> argparse.Namespace:
     parser = flags.Parser(description=__doc__.split("\n")[0], allow_abbrev=False,
                           epilog="All other flags are train_cifar.py's.")
@@ -233,7 +245,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--data-name", help="what the tables call the data, for instance CIFAR-10 (JPEG)")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "grid")
     parser.add_argument("--results", type=Path, default=ROOT / "results")
-    parser.add_argument("--machine", default=f"{os.cpu_count()} CPU cores")
+    parser.add_argument("--machine", help="what the tables call it (default: the device's name)")
     parser.add_argument("--table", action="store_true", help="train nothing, write table and figure again")
     own, rest = parser.parse_known_args()
     training = flags.Parser(prog=parser.prog)
@@ -268,9 +280,10 @@ def main() -> None:
     done = {(run["cell"], run["seed"]) for run in runs}
     jobs = [job for job in planned(args) if job not in done]
     if jobs and not args.table:
-        settings = settings_of(args, recipe_of(args, jobs[0][1]), jobs[0][0], flags.choose_device(args.device))
-        refuse_another_experiment(runs, settings, file)
-        open_data(args)                                     # fetched once, before the children start
+        first = child(prepare, args, jobs[0], runs, file)
+        first.join()
+        if first.exitcode:
+            raise SystemExit(first.exitcode)                # it has said why
         for run in results(args, jobs):
             runs.append(run)
             runs.sort(key=lambda run: (list(CELLS).index(run["cell"]), run["seed"]))
