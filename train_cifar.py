@@ -17,7 +17,7 @@ from mpvg_minimal.training import flags, recipes
 from mpvg_minimal.training.curves import draw_curves
 from mpvg_minimal.training.folder import choose_out, write_config
 from mpvg_minimal.training.loop import fit
-from mpvg_minimal.training.models import build_model
+from mpvg_minimal.training.models import build_model, check_compile
 from mpvg_minimal.training.run import start_run
 
 
@@ -32,7 +32,7 @@ def train(args: argparse.Namespace, device: torch.device) -> None:
     # 1. Settings: the recipe, changed by the flags, and all else that tells this run from another one.
     recipe = flags.adjust(recipes.SHAPES if args.dataset == "shapes" else recipes.CIFAR, args)
     amp, loader = flags.choose_amp(args.amp, device), choose_loader(args.loader, device, args.dataset)
-    flags.check_compile(args.compile, recipe, device)
+    check_compile(args.compile, recipe, device)
     settings = flags.settings_of(args, recipe, amp=amp, loader=loader, dataset=args.dataset)
     out = choose_out(args.out, settings, resume=args.resume)
 
@@ -55,7 +55,8 @@ def train(args: argparse.Namespace, device: torch.device) -> None:
     write_config(out, settings, data_dir=args.data_dir, device=device)
 
     # 6. Training, then the curves and the last line.
-    history = fit(run, train_batches, test_batches, normalize=normalizer(source, device), mix=mix)
+    history = fit(run, train_batches, test_batches, normalize=normalizer(source, device), mix=mix,
+                  save_every=args.save_every)
     if distributed.is_first():
         draw_curves(history, out / "curves.png")
         print(f"test accuracy: {history[-1]['top1']:.2f} %")

@@ -117,8 +117,8 @@ def counterbalance(model: nn.Module, images: Tensor, *, batch_size: int = 256) -
 
     def watch(total):
         def hook(_, inputs, output):
-            total[0] = total[0] + output.double().sum(0)            # (B, N, D) -> (N, D)
-            total[1] = total[1] + inputs[0].double().sum(0)
+            total[0] = total[0] + output.cpu().double().sum(0)      # (B, N, D) -> (N, D), on the CPU: MPS has no float64
+            total[1] = total[1] + inputs[0].cpu().double().sum(0)
         return hook
 
     was_training = model.training
@@ -134,6 +134,6 @@ def counterbalance(model: nn.Module, images: Tensor, *, batch_size: int = 256) -
             hook.remove()
         model.train(was_training)
     places = [f"block {number}" for number in range(1, len(norms))] + ["last norm"]
-    return [Balance(place, tokens / len(images), stream / len(images), norm.bias.detach().double(),
-                    None if pe is None else pe[0].detach().double())         # (1, N, D) -> (N, D)
+    return [Balance(place, tokens / len(images), stream / len(images), norm.bias.detach().cpu().double(),
+                    None if pe is None else pe[0].detach().cpu().double())   # (1, N, D) -> (N, D)
             for place, (tokens, stream), norm, pe in zip(places, sums, norms, pes)]

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_flatten
 
 CUDA = torch.device("cuda")
 NO_KERNEL = ("empty", "detach", "_local_scalar_dense", "alias", "lift_fresh", "is_pinned", "_pin_memory", "set_",
-             "_unsafe_view", "unsqueeze_")
+             "_unsafe_view", "unsqueeze_", "new_empty")
 
 
 def launches(op) -> bool:
@@ -61,11 +61,13 @@ class PretendCuda(TorchDispatchMode):
         self.waits_allowed, self.copies = waits_allowed, Counter()
 
     def __enter__(self):
-        for name, value in (("torch.cuda._lazy_init", None), ("torch.cuda.is_bf16_supported", True),
+        for name, value in (("torch.cuda._lazy_init", None), ("torch.cuda.current_device", 0),
+                            ("torch.cuda.is_bf16_supported", True),
                             ("torch.cuda.mem_get_info", (2 ** 36, 2 ** 36)),
                             ("torch.cuda.amp.common.amp_definitely_not_available", False)):
             self.patches.enter_context(mock.patch(name, lambda *_, value=value, **__: value))
         self.patches.enter_context(mock.patch("torch.Tensor.backward", backward))
+        self.patches.enter_context(mock.patch("torch.cuda.default_generators", (torch.Generator(),)))
         torch._C._ensureCUDADeviceGuardSet()                    # without a GPU: a guard that does nothing
         torch._C._set_only_lift_cpu_tensors(True)               # so that torch.tensor(..., device=) comes by
         return super().__enter__()

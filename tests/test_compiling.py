@@ -9,10 +9,10 @@ from torch import nn
 from torch._dynamo.testing import CompileCounter
 
 from mpvg_minimal import vit_nano
-from mpvg_minimal.runtime import distributed
 from mpvg_minimal.runtime.errors import UserError
-from mpvg_minimal.training import flags
+from mpvg_minimal.training import models
 from mpvg_minimal.training.loop import train_step
+from mpvg_minimal.training.models import check_compile
 from mpvg_minimal.training.recipes import CIFAR
 from mpvg_minimal.training.run import start_run
 from mpvg_minimal.training.task import CLASSIFICATION
@@ -63,24 +63,44 @@ def test_the_model_is_compiled_in_the_mode_that_is_asked_for(mode, monkeypatch):
     start_run(model, CIFAR, out=Path(), device=CPU)
     assert told == []
     start_run(model, CIFAR, out=Path(), device=CPU, compiled=mode)
-    assert told == [(model, {"mode": mode, "dynamic": False})]
+    assert [options for _, options in told] == 2 * [{"mode": mode, "dynamic": False}]
+    objective, tested = (module for module, _ in told)
+    assert objective.model is tested is model
 
 
 @pytest.mark.promise("bad flags")
-@pytest.mark.parametrize("device, processes, accumulate, why", [
-    (CPU, 1, 1, "needs --device cuda"), (CUDA, 2, 1, "cannot be used by 2 processes"),
-    (CUDA, 1, 4, "cannot be used with --accumulate 4")])
-def test_cuda_graphs_are_refused_where_old_outputs_may_be_needed(device, processes, accumulate, why, monkeypatch):
-    monkeypatch.setattr(distributed, "count", lambda: processes)
+@pytest.mark.parametrize("device, torchrun, accumulate, why", [
+    (CPU, False, 1, "needs --device cuda"), (CUDA, True, 1, "cannot be used under torchrun"),
+    (CUDA, False, 4, "cannot be used with --accumulate 4")])
+def test_cuda_graphs_are_refused_where_old_outputs_may_be_needed(device, torchrun, accumulate, why, monkeypatch):
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: torchrun)
     recipe = replace(CIFAR, accumulate=accumulate)
     with pytest.raises(UserError, match=f"--compile reduce-overhead: it {why}; give --compile alone"):
-        flags.check_compile("reduce-overhead", recipe, device)
-    flags.check_compile("default", recipe, device)
-    flags.check_compile(None, recipe, device)
+        check_compile("reduce-overhead", recipe, device)
+    check_compile("default", recipe, device)
+    check_compile(None, recipe, device)
 
 
 def test_cuda_graphs_are_allowed_on_one_gpu():
-    flags.check_compile("reduce-overhead", CIFAR, CUDA)
+    check_compile("reduce-overhead", CIFAR, CUDA)
+
+
+@pytest.mark.promise("bad flags")
+@pytest.mark.parametrize("device, environment, found, missing", [
+    (CUDA, {}, [], "a compiler, and gcc or clang or cc is not on the PATH: install one, or name it in CC;"),
+    (CPU, {}, ["gcc"], "a compiler, and g++ or clang++ or c++ is not on the PATH: install one, or name it in CXX;"),
+    (CUDA, {"CC": "icx"}, ["gcc"], "a compiler, and icx is not on the PATH: install one, or name it in CC;"),
+    (CUDA, {"CC": "icx"}, ["icx"], "/nowhere/Python.h, which is not there: install Python's headers")])
+def test_what_compiling_lacks_is_said_in_one_line(device, environment, found, missing, monkeypatch):
+    monkeypatch.setattr(models.shutil, "which", lambda name: name in found or None)
+    monkeypatch.setattr(models.sysconfig, "get_path", lambda _: "/nowhere")
+    monkeypatch.setattr(models.os, "environ", environment)
+    for mode in ("default", "reduce-overhead"):
+        with pytest.raises(UserError) as error:
+            check_compile(mode, CIFAR, device)
+        assert str(error.value).startswith(f"--compile needs {missing}")
+        assert str(error.value).endswith("; or leave --compile out")
+    check_compile(None, CIFAR, device)
 
 
 def test_a_compiled_run_is_the_same_run(tmp_path):

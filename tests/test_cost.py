@@ -16,7 +16,7 @@ from mpvg_minimal import vit_lite, vit_nano
 from mpvg_minimal.runtime import provenance
 from mpvg_minimal.runtime.errors import UserError
 from mpvg_minimal.tools import cost, cost_report, measure
-from mpvg_minimal.tools.throughput_parts import Repeated
+from mpvg_minimal.tools.throughput_parts import Given
 
 CPU = torch.device("cpu")
 
@@ -58,12 +58,10 @@ def test_a_peak_is_what_one_step_needs_beside_what_was_there(monkeypatch):
     """With the caching allocator's counters made up: 5 MB were there before the model, the step's peak is at 12 MB."""
     calls = []
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda _: calls.append("reset"))
-    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 5_000_000)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: 12_000_000)
-    before = measure.allocated(CUDA)
-    assert measure.peak_memory(lambda: calls.append("step"), CUDA, before) == 7.0
+    assert measure.peak_memory(lambda: calls.append("step"), CUDA, before=5_000_000) == 7.0
     assert calls == ["step", "reset", "step"]                       # the first one makes the optimizer's moments
-    assert measure.peak_memory(lambda: calls.append("none"), CPU, measure.allocated(CPU)) is None and len(calls) == 3
+    assert measure.peak_memory(lambda: calls.append("none"), CPU, before=0) is None and len(calls) == 3
 
 
 def test_no_candidate_brings_tensors_from_the_cpu_into_a_pass():
@@ -137,7 +135,7 @@ def test_the_ratio_is_the_median_of_the_rounds_ratios():
 
 
 def test_a_repeated_batch_stands_in_for_a_loader():
-    batches = Repeated(("images", "labels"), 5)
+    batches = Given([("images", "labels")] * 5)
     assert len(batches) == 5 and list(batches.epoch(3, start=2)) == [("images", "labels")] * 3
 
 

@@ -18,7 +18,7 @@ from mpvg_minimal.data.loading import make_batches, normalizer
 from mpvg_minimal.dense import detection, segmentation, targets
 from mpvg_minimal.dense.detection import Detector, average_precision, detection_loss
 from mpvg_minimal.dense.files import IGNORED
-from mpvg_minimal.dense.segmentation import Segmenter, iou_of, segmentation_loss, token_map
+from mpvg_minimal.dense.segmentation import SEGMENTATION, Segmenter, iou_of, segmentation_loss, token_map
 from mpvg_minimal.dense.tasks import TASKS, load_dense
 from mpvg_minimal.training import recipes
 from mpvg_minimal.training.loop import train_step
@@ -78,7 +78,7 @@ def test_accumulation_is_exact_although_the_images_have_different_numbers_of_pix
     for number in range(6):
         masks[number, :number] = IGNORED
     for parts, model in zip((1, 3), models):
-        train_step(new_run(tmp_path, model), images, masks, lr=1e-2, accumulate=parts, loss_of=segmentation_loss)
+        train_step(new_run(tmp_path, model, task=SEGMENTATION), images, masks, lr=1e-2, accumulate=parts)
     for p, q in zip(models[0].parameters(), models[1].parameters()):
         if p.grad is not None:
             torch.testing.assert_close(p.grad, q.grad, rtol=1e-4, atol=1e-6)

@@ -60,7 +60,7 @@ def test_the_whole_image_as_crop_is_the_image():
 
 def test_operations_are_torchvisions_for_the_same_draw(monkeypatch):
     """Each of the 14, with both signs, against RandAugment's own code when its draws are forced."""
-    images, ops, fill = smooth(4), operations(0.9, 32, [125, 123, 114]), [125, 123, 114]
+    images, ops, fill = smooth(4), operations(9, 32, [125, 123, 114]), [125, 123, 114]
     space = list(v2.RandAugment._AUGMENTATION_SPACE)
     assert len(ops) == len(space) == 14
     theirs = v2.RandAugment(num_ops=1, magnitude=27, num_magnitude_bins=31, fill=fill)

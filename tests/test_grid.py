@@ -1,5 +1,6 @@
 import json
 import math
+import os
 import re
 import statistics
 import subprocess
@@ -19,7 +20,7 @@ import grid_report  # noqa: E402
 
 from mpvg_minimal import PESchedule  # noqa: E402
 from mpvg_minimal.runtime.errors import UserError  # noqa: E402
-from mpvg_minimal.training import recipes  # noqa: E402
+from mpvg_minimal.training import flags, recipes  # noqa: E402
 
 BASE = asdict(recipes.SHAPES) | {"num_classes": 16, "image_size": 32, "seed": 3, "pool": "cls", "pe": "once",
                                   "pe_init": "learned"}
@@ -257,6 +258,24 @@ def test_from_nothing_to_a_table_and_only_once(tmp_path):
     assert "another --name" in run_grid(tmp_path, *cells, "--seeds", "3", "--lr", "0.002", expect=2).stderr
     assert "---" in done.stdout.splitlines()[0] and "--- gap" not in again.stdout       # what is finished is skipped
     assert (tmp_path / "results" / "grid_tiny.json").read_text() == before
+
+
+def test_an_averaged_model_is_measured_too_and_the_parent_asks_for_no_device(tmp_path, monkeypatch):
+    """In the parent a question to CUDA would break all children: "Cannot re-initialize CUDA in forked subprocess"."""
+    asked, original = tmp_path / "asked", flags.choose_device
+
+    def choose_device(name):
+        asked.open("a").write(f"{os.getpid()} ")
+        return original(name)
+    monkeypatch.setattr(flags, "choose_device", choose_device)
+    monkeypatch.setattr(sys, "argv", [*map(str, command(tmp_path)[1:]), "--cells", "gap mpvg", "--ema", "0.5"])
+    monkeypatch.setattr(grid, "draw_maps", lambda *_: None)
+    grid.main()
+    assert len(set(asked.read_text().split()) - {str(os.getpid())}) == 3        # one that prepares, and two runs
+    assert str(os.getpid()) not in asked.read_text().split()
+    runs = json.loads((tmp_path / "results" / "grid_tiny.json").read_text())
+    assert [run["settings"]["ema"] for run in runs] == [0.5, 0.5] and runs[0]["zeroed"]["nothing"] == runs[0]["top1"]
+    assert runs[0]["machine"] == runs[0]["environment"]["device"]
 
 
 def test_a_run_that_fails_is_named_and_the_others_go_on(tmp_path):

@@ -218,4 +218,4 @@ def test_a_run_without_faults_is_left_alone(tmp_path):
         patch.setattr(loop, "train_step", loop.train_step)
         before(loop, "train_step", -1, lambda: None, when=lambda *_, **__: steps.append(1))()
         assert len(loop.fit(quiet, *batches(), normalize=lambda images: images.float() / 255)) == 3
-    assert len(steps) == quiet.updates == 3 * STEPS and int(quiet.bad_step) == 0
+    assert len(steps) == quiet.updates == 3 * STEPS and quiet.non_finite == 0

@@ -24,7 +24,7 @@ from mpvg_minimal.training.run import Run
 
 KILL = send(signal.SIGKILL)
 STEPS = 6                                           # an epoch: 96 images in batches of 16
-MODEL = ("--gap", "--mpvg", "--epochs", 3)
+MODEL = ("--gap", "--mpvg", "--epochs", 3, "--save-every", 0)
 SHAPES = ("train_cifar", "--dataset", "shapes", *MODEL, "--batch-size", 16, "--workers", 0)
 FOLDER = ("train_imagenet", "--model", "vit_nano", "--image-size", 32, *MODEL, "--batch-size", 4)
 
@@ -139,8 +139,8 @@ def test_what_is_compared_can_differ(undisturbed, tmp_path):
     script, change = CONFIGS["EMA, mixing, dropout"]
 
     def other_draws():
-        original = loop.seed_of
-        loop.seed_of = lambda *key: original(*key, "other") if key[2:4] == (2, STEPS - 1) else original(*key)
+        original = loop.seed_device
+        loop.seed_device = lambda device, *key: original(device, *key, *["other"] * (key[2:4] == (2, STEPS - 1)))
     assert run(*script, "--out", tmp_path, fault=both(change, other_draws)).code == 0
     expected = undisturbed("EMA, mixing, dropout")
     assert difference(final(tmp_path)["model"], expected["model"]) is not None      # by one step's draws alone
@@ -292,7 +292,8 @@ def test_ranks_without_a_common_folder_are_refused(tmp_path):
 
 # Processes from a shell: what the tests above do inside a fork, once more as a user would meet it.
 
-SCRIPT_FLAGS = ["--dataset", "shapes", "--gap", "--mpvg", "--limit", "512", "--batch-size", "16", "--epochs", "3"]
+SCRIPT_FLAGS = ["--dataset", "shapes", "--gap", "--mpvg", "--limit", "512", "--batch-size", "16", "--epochs", "3",
+                "--save-every", "0"]
 
 
 def shell(*command, **options) -> subprocess.Popen:

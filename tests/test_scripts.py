@@ -86,6 +86,7 @@ def test_shapes_from_nothing_to_pictures(tmp_path):
     config = json.loads((out / "config.json").read_text())
     assert config["settings"]["pool"] == "gap" and config["settings"]["pe"] == "mpvg"
     assert config["environment"]["torch"] == torch.__version__
+    assert done.stdout.splitlines()[0] == f"training on {config['environment']['device']}, in torch.float32"
 
     drawn = run("-m", "mpvg_minimal.tools.plots", out, "--images", "64")
     rows = {line[:10].strip(): line[10:].split() for line in drawn.stdout.splitlines()[:-1]}

@@ -1,7 +1,8 @@
 import pytest
 import torch
+from pretend_cuda import PretendCuda
 
-from mpvg_minimal.runtime.seeding import generator, seed_of, seeded
+from mpvg_minimal.runtime.seeding import generator, seed_device, seed_of, seeded
 
 
 def test_seeds_never_change_silently():
@@ -56,3 +57,16 @@ def test_seeded_restores_after_an_error_and_when_nested():
         second = torch.rand(1)
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(torch.cat([first, second]), torch.rand(2, generator=generator("a", 1)))
+
+
+def test_seed_device_draws_as_manual_seed_on_the_runs_own_devices_and_leaves_the_others_alone():
+    with PretendCuda():
+        torch.cuda.default_generators = [torch.Generator() for _ in range(3)]           # the pretended card has one
+        before = [card.get_state() for card in torch.cuda.default_generators]
+        seed_device(torch.device("cuda:1"), "step", 3)
+        ours, cards = torch.rand(5), torch.cuda.default_generators
+        torch.manual_seed(seed_of("step", 3))
+        assert torch.equal(ours, torch.rand(5)) and cards[1].initial_seed() == seed_of("step", 3)
+        assert all(torch.equal(cards[other].get_state(), before[other]) for other in (0, 2))
+        seed_device(torch.device("cuda"), "step", 4)                                    # the current one, the first
+        assert [card.initial_seed() for card in cards[:2]] == [seed_of("step", 4), seed_of("step", 3)]

@@ -2,11 +2,13 @@
 import copy
 import math
 import signal
+import time
 from dataclasses import replace
 
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from mpvg_minimal import ViT
 from mpvg_minimal.runtime.signals import Interrupt
@@ -44,8 +46,8 @@ def batch(size=8):
     return torch.randn(size, 3, 8, 8), torch.randint(5, (size,))
 
 
-def new_run(tmp_path, model=None, **changed):
-    return start_run(model or tiny(), replace(RECIPE, **changed), out=tmp_path, device=CPU)
+def new_run(tmp_path, model=None, task=CLASSIFICATION, **changed):
+    return start_run(model or tiny(), replace(RECIPE, **changed), out=tmp_path, device=CPU, task=task)
 
 
 def test_weight_decay_is_for_the_weights_of_linear_maps_alone():
@@ -126,8 +128,42 @@ def test_the_averaged_model_follows_its_formula(tmp_path):
         train_step(run, *batch(), lr=1e-2)
         for name, value in run.model.state_dict().items():
             averaged[name] = value.clone() if number == 0 else 0.9 * averaged[name] + 0.1 * value
-    for name, value in run.ema.module.state_dict().items():
+    for name, value in run.ema.state_dict().items():
         torch.testing.assert_close(value, averaged[name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("decay", [0.5, 0.9, 0.9999])
+def test_the_averaged_model_is_torchs_bit_for_bit(tmp_path, decay):
+    run = new_run(tmp_path, ema=decay)
+    theirs = AveragedModel(run.model, multi_avg_fn=get_ema_multi_avg_fn(decay))
+    for _ in range(4):
+        train_step(run, *batch(), lr=1e-2)
+        theirs.update_parameters(run.model)
+    assert not torch.equal(run.ema.head.weight, run.model.head.weight)
+    for name, value in theirs.module.state_dict().items():
+        assert torch.equal(run.ema.state_dict()[name], value), name
+
+
+def seconds_of_saves(tmp_path, monkeypatch, save_every, epochs=8, seconds=25.0):
+    """The clock's readings when `fit` saved; an epoch takes `seconds`."""
+    clock, saves = [100.0], []
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    run = new_run(tmp_path, epochs=epochs)
+
+    def normalize(images):
+        clock[0] += seconds / 2                                     # one batch to train, one to test
+        return images
+    save = run.save
+    monkeypatch.setattr(run, "save", lambda: (saves.append(clock[0] - 100.0), save()))
+    fit(run, Fixed([batch()]), Fixed([batch()]), normalize=normalize, save_every=save_every)
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == epochs
+    return saves
+
+
+def test_checkpoints_come_at_most_so_often_and_at_the_end(tmp_path, monkeypatch):
+    for save_every, expected in ((60.0, [75.0, 150.0, 200.0]), (1000.0, [200.0]),
+                                 (0.0, [25.0 * epoch for epoch in range(1, 9)])):
+        assert seconds_of_saves(tmp_path, monkeypatch, save_every) == expected
 
 
 def test_totals_are_the_epochs_loss_and_hits(tmp_path):

@@ -10,7 +10,6 @@ results/dense_shapes.md. "zeroed": the same model tested with LN'_last(p) = 0, s
 """
 import argparse
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -27,9 +26,9 @@ from mpvg_minimal.data.loading import make_batches, normalizer  # noqa: E402
 from mpvg_minimal.dense import targets  # noqa: E402
 from mpvg_minimal.dense.tasks import TASKS, load_dense  # noqa: E402
 from mpvg_minimal.runtime.files import write_text  # noqa: E402
-from mpvg_minimal.training import checkpoint  # noqa: E402
+from mpvg_minimal.runtime.precision import autocast  # noqa: E402
+from mpvg_minimal.training import checkpoint, flags  # noqa: E402
 from mpvg_minimal.training.folder import read_config  # noqa: E402
-from mpvg_minimal.training.run import autocast  # noqa: E402
 
 SCHEDULES = {"none": ["--no-pe"], "once": [], "lape": ["--lape"], "pvg": ["--pvg"], "mpvg": ["--mpvg"]}
 JSON, TABLE = ROOT / "results" / "dense_shapes.json", ROOT / "results" / "dense_shapes.md"
@@ -45,25 +44,28 @@ def train(out: Path, task: str, schedule: str, seed: int) -> None:
 
 @torch.no_grad()
 def zeroed(out: Path) -> float | None:
-    """The score without PE at the last norm; None where the schedule delivers none there."""
+    """The score without PE at the last norm, on the run's device and in its precision; None where none is delivered."""
     model, settings = load_dense(out)
     if model.vit.last_norm.pe_norm is None:
         return None
     model.vit.last_norm.pe_norm.weight.zero_()
     model.vit.last_norm.pe_norm.bias.zero_()
     source, task = targets.open_shapes(settings["task"]), TASKS[settings["task"]]
-    cpu = torch.device("cpu")
-    batches = make_batches(source, train=False, batch_size=settings["batch_size"], limit=settings["limit"], device=cpu)
-    return task.evaluate(model, batches, normalize=normalizer(source, cpu), device=cpu,
-                         autocast=autocast(cpu, None))[task.score]
+    device = flags.choose_device("auto")                                    # as the run that is started above
+    amp = getattr(torch, settings["amp"]) if settings["amp"] else None
+    batches = make_batches(source, train=False, batch_size=settings["batch_size"], limit=settings["limit"],
+                           device=device)
+    return task.evaluate(model.to(device), batches, normalize=normalizer(source, device), device=device,
+                         autocast=autocast(device, amp))[task.score]
 
 
-def record(out: Path, machine: str) -> dict[str, Any]:
+def record(out: Path, machine: str | None) -> dict[str, Any]:
     config = read_config(out)
     history = checkpoint.newest(out)["history"]
     return {"task": config["settings"]["task"], "pe": config["settings"]["pe"], "seed": config["settings"]["seed"],
             "score": history[-1][TASKS[config["settings"]["task"]].score], "zeroed": zeroed(out),
-            "seconds": round(sum(line["seconds"] for line in history), 1), "machine": machine,
+            "seconds": round(sum(line["seconds"] for line in history), 1),
+            "machine": machine or config["environment"]["device"],
             "environment": config["environment"], "settings": config["settings"], "epochs": history}
 
 
@@ -93,7 +95,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "dense_grid")
-    parser.add_argument("--machine", default=f"{os.cpu_count()} CPU cores")
+    parser.add_argument("--machine", help="what the table calls it (default: the device's name)")
     parser.add_argument("--table", action="store_true", help="train nothing")
     args = parser.parse_args()
     JSON.parent.mkdir(exist_ok=True)

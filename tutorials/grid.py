@@ -16,10 +16,9 @@ import itertools
 import json
 import multiprocessing
 import multiprocessing.connection
-import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,12 +39,14 @@ from mpvg_minimal.data import sources  # noqa: E402
 from mpvg_minimal.data.loading import choose_loader, first_images, make_batches, normalizer  # noqa: E402
 from mpvg_minimal.runtime.errors import UserError, one_line_errors  # noqa: E402
 from mpvg_minimal.runtime.files import write_text  # noqa: E402
+from mpvg_minimal.runtime.precision import autocast  # noqa: E402
+from mpvg_minimal.runtime.provenance import device_name  # noqa: E402
 from mpvg_minimal.tools import plots  # noqa: E402
 from mpvg_minimal.training import checkpoint, flags, recipes  # noqa: E402
 from mpvg_minimal.training.folder import choose_out, read_config, write_config  # noqa: E402
 from mpvg_minimal.training.loop import fit  # noqa: E402
-from mpvg_minimal.training.models import load_model  # noqa: E402
-from mpvg_minimal.training.run import autocast, start_run  # noqa: E402
+from mpvg_minimal.training.models import check_compile, load_model  # noqa: E402
+from mpvg_minimal.training.run import start_run  # noqa: E402
 from mpvg_minimal.training.task import CLASSIFICATION  # noqa: E402
 
 MEASURES = ("correlation", "cosine", "stream_correlation", "stream_cosine", "shared_correlation", "place_correlation")
@@ -110,7 +111,7 @@ def train(args: argparse.Namespace, cell: str, seed: int) -> None:
     torch.set_num_threads(args.threads)
     device, out, recipe = flags.choose_device(args.device), folder(args, cell, seed), recipe_of(args, seed)
     amp, settings = flags.choose_amp(args.amp, device), settings_of(args, recipe, cell, device)
-    flags.check_compile(args.compile, recipe, device)
+    check_compile(args.compile, recipe, device)
     choose_out(out, settings, resume=(out / "config.json").exists())
     source = open_data(args)
     settings |= source.identity()
@@ -119,16 +120,16 @@ def train(args: argparse.Namespace, cell: str, seed: int) -> None:
                    limit=settings["limit"], loader=settings["loader"], workers=args.workers)
     batches = [make_batches(source, train=split, **options) for split in (True, False)]
     mix = sources.mixing(len(source.classes), mixup=recipe.mixup, cutmix=recipe.cutmix)
-    run = start_run(build(settings), recipe, out=out, device=device, amp=amp, compiled=args.compile, settings=settings)
+    run = start_run(build(settings), recipe, out=out, device=device, amp=amp, compiled=args.compile, settings=settings,
+                    task=CLASSIFICATION._replace(evaluate=evaluate))
     run.resume()
     write_config(out, settings, data_dir=args.data_dir, device=device)
-    history = fit(run, *batches, normalize=normalizer(source, device), mix=mix,
-                  task=CLASSIFICATION._replace(evaluate=evaluate))
+    history = fit(run, *batches, normalize=normalizer(source, device), mix=mix, save_every=args.save_every)
     saved = checkpoint.newest(out)
     result = {"cell": cell, "seed": seed, "top1": history[-1]["top1"], **after_training(saved, source, device, amp),
-              "seconds": round(sum(line["seconds"] for line in history), 1), "machine": args.machine,
-              "data": args.data_name, "environment": read_config(out)["environment"],
-              "settings": saved["settings"], "epochs": history}
+              "seconds": round(sum(line["seconds"] for line in history), 1),
+              "machine": args.machine or device_name(device), "data": args.data_name,
+              "environment": read_config(out)["environment"], "settings": saved["settings"], "epochs": history}
     write_text(out / "result.json", json.dumps(result))
 
 
@@ -163,9 +164,14 @@ def after_training(saved: dict[str, Any], source: sources.Source, device: torch.
             "learnt_shift_variance": [variance(now.shift - then.shift) for now, then in zip(found, start)]}
 
 
-def train_in_child(args: argparse.Namespace, cell: str, seed: int) -> None:
-    with one_line_errors():
-        train(args, cell, seed)
+def child(function: Callable[..., None], *values: Any) -> multiprocessing.Process:
+    """Start function(*values) in a process of its own. The parent asks for no GPU, or its children could use none."""
+    def run() -> None:
+        with one_line_errors():
+            function(*values)
+    process = multiprocessing.get_context("fork").Process(target=run)
+    process.start()
+    return process
 
 
 def results(args: argparse.Namespace, jobs: list[tuple[str, int]]) -> Iterator[dict[str, Any]]:
@@ -173,12 +179,11 @@ def results(args: argparse.Namespace, jobs: list[tuple[str, int]]) -> Iterator[d
 
     UserError at the end if any of them failed: it has said why, and the others went on.
     """
-    fork, waiting, running, failed = multiprocessing.get_context("fork"), list(jobs), {}, []
+    waiting, running, failed = list(jobs), {}, []
     while waiting or running:
         while waiting and len(running) < args.jobs:
             job = waiting.pop(0)
-            process = fork.Process(target=train_in_child, args=(args, *job))
-            process.start()
+            process = child(train, args, *job)
             running[process.sentinel] = process, job
         for sentinel in multiprocessing.connection.wait(list(running)):
             process, job = running.pop(sentinel)
@@ -213,6 +218,14 @@ def refuse_another_experiment(runs: list[dict[str, Any]], settings: dict[str, An
                                 f"{settings[key]!r}: give the same, or another --name")
 
 
+def prepare(args: argparse.Namespace, job: tuple[str, int], runs: list[dict[str, Any]], file: Path) -> None:
+    """Before the first run: see that it fits to those in the file, and fetch the data, once."""
+    cell, seed = job
+    settings = settings_of(args, recipe_of(args, seed), cell, flags.choose_device(args.device))
+    refuse_another_experiment(runs, settings, file)
+    open_data(args)
+
+
 def parse() -> argparse.Namespace:
     parser = flags.Parser(description=__doc__.split("\n")[0], allow_abbrev=False,
                           epilog="All other flags are train_cifar.py's.")
@@ -232,7 +245,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--data-name", help="what the tables call the data, for instance CIFAR-10 (JPEG)")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "grid")
     parser.add_argument("--results", type=Path, default=ROOT / "results")
-    parser.add_argument("--machine", default=f"{os.cpu_count()} CPU cores")
+    parser.add_argument("--machine", help="what the tables call it (default: the device's name)")
     parser.add_argument("--table", action="store_true", help="train nothing, write table and figure again")
     own, rest = parser.parse_known_args()
     training = flags.Parser(prog=parser.prog)
@@ -267,9 +280,10 @@ def main() -> None:
     done = {(run["cell"], run["seed"]) for run in runs}
     jobs = [job for job in planned(args) if job not in done]
     if jobs and not args.table:
-        settings = settings_of(args, recipe_of(args, jobs[0][1]), jobs[0][0], flags.choose_device(args.device))
-        refuse_another_experiment(runs, settings, file)
-        open_data(args)                                     # fetched once, before the children start
+        first = child(prepare, args, jobs[0], runs, file)
+        first.join()
+        if first.exitcode:
+            raise SystemExit(first.exitcode)                # it has said why
         for run in results(args, jobs):
             runs.append(run)
             runs.sort(key=lambda run: (list(CELLS).index(run["cell"]), run["seed"]))

@@ -4,15 +4,15 @@ It is the augmentation of `augmentation` in sources.py, drawn in the same way. T
 resizing is linear, so it is two small matrices for each image. RandAugment's magnitude is fixed, so all images that
 drew one operation go through one call of torchvision's function.
 
-What differs: weights of resizing have 15 bits, PIL's have 22, and torchvision's operations for tensors round otherwise
-than PIL's. Shapes: B images, H x W pixels.
+PIL differs: its weights of resizing have 22 bits, ours 15, and it rounds otherwise. Shapes: B images, H x W pixels.
 """
 import math
+from collections.abc import Callable
 from functools import partial
 
 import torch
 from torch import Tensor
-from torchvision.transforms.v2 import functional as F
+from torchvision.transforms import v2
 
 from ..runtime.precision import full_float32
 from .sources import Source
@@ -72,29 +72,22 @@ def resized_crop(images: Tensor, top: Tensor, left: Tensor, height: Tensor, widt
     return (x @ columns[:, None].transpose(2, 3)).round_().clamp_(0, 255).to(torch.uint8)
 
 
-def operations(magnitude: float, size: int, fill: list[int]) -> list[list]:
-    """RandAugment's 14 operations (Cubuk et al. 2020) as torchvision defines them; magnitude 0 ... 1 of the range.
+def operations(magnitude: int, size: int, fill: list[int]) -> list[list[Callable]]:
+    """RandAugment's 14 operations (Cubuk et al. 2020), torchvision's own; magnitude: 0 to 10, as in `augmentation`.
 
     Each is [with sign +1, with sign -1], or one function if it knows no sign; they take and give images (B, 3, H, W).
     """
-    affine = partial(F.affine, angle=0.0, scale=1.0, fill=fill)
-    shear, shift, enhance = math.degrees(math.atan(0.3 * magnitude)), int(150 / 331 * size * magnitude), 0.9 * magnitude
-    signed = [
-        lambda s: partial(affine, translate=[0, 0], shear=[s * shear, 0.0], center=[0.0, 0.0]),
-        lambda s: partial(affine, translate=[0, 0], shear=[0.0, s * shear], center=[0.0, 0.0]),
-        lambda s: partial(affine, translate=[s * shift, 0], shear=[0.0, 0.0]),
-        lambda s: partial(affine, translate=[0, s * shift], shear=[0.0, 0.0]),
-        lambda s: partial(F.rotate, angle=s * 30.0 * magnitude, fill=fill),
-        lambda s: partial(F.adjust_brightness, brightness_factor=1 + s * enhance),
-        lambda s: partial(F.adjust_saturation, saturation_factor=1 + s * enhance),
-        lambda s: partial(F.adjust_contrast, contrast_factor=1 + s * enhance),
-        lambda s: partial(F.adjust_sharpness, sharpness_factor=1 + s * enhance)]
-    return [[lambda x: x], *([op(1), op(-1)] for op in signed),
-            [partial(F.posterize, bits=8 - round(4 * magnitude))],
-            [partial(F.solarize, threshold=255.0 * (1 - magnitude))], [F.autocontrast], [F.equalize]]
+    whole, ops = v2.RandAugment(fill=fill), []
+    apply = partial(whole._apply_image_or_video_transform, interpolation=whole.interpolation, fill=whole._fill)
+    for name, (strengths, signed) in whole._AUGMENTATION_SPACE.items():
+        bins = strengths(31, size, size)
+        strength = 0.0 if bins is None else float(bins[3 * magnitude])
+        signs = (1, -1) if signed else (1,)
+        ops.append([partial(apply, transform_id=name, magnitude=sign * strength) for sign in signs])
+    return ops
 
 
-def one_operation(images: Tensor, u: Tensor, ops: list[list]) -> Tensor:
+def one_operation(images: Tensor, u: Tensor, ops: list[list[Callable]]) -> Tensor:
     """One of the operations for each image, with probability 1/2. u: (B, 3), on the CPU, which does the grouping."""
     count = torch.tensor([len(signs) for signs in ops])
     choice, minus = (u[:, 1] * len(ops)).long(), (u[:, 2] >= 0.5).long()
@@ -139,6 +132,6 @@ def augmented(images: Tensor, u: Tensor, source: Source, *, scale: list[float], 
     images = torch.where((flip < 0.5)[:, :, None, None], images.flip(3), images)
     fill = [round(255 * channel) for channel in source.mean]
     if rand_augment:
-        ops = operations(rand_augment / 10, width, fill)
+        ops = operations(rand_augment, width, fill)
         images = one_operation(one_operation(images, first, ops), second, ops)
     return erase(images, last, probability=erasing, fill=fill) if erasing else images

@@ -2,8 +2,7 @@
 
 CIFAR is 150 MB: it fits, and worker processes cannot feed a GPU that trains a small model. An image's draws are again
 a function of (seed, epoch, index): each epoch has a table of uniform numbers, a row for each image. On a GPU an epoch
-is augmented before its first step, as far as memory allows: torchvision's functions wait for the device, which has
-nothing to do then.
+is augmented before its first step, as far as memory allows, because torchvision's functions wait for the device.
 """
 from collections.abc import Iterator
 
@@ -36,7 +35,8 @@ class DeviceBatches:
             labels.append(label)
         self.images = torch.stack(images).to(device)                                    # (size, 3, H, W) uint8
         self.labels = torch.tensor(labels, device=device)                               # (size,)
-        self.together = max(CHUNK, free_memory(device) // 3 // (BYTES * self.images[0].numel()))
+        free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0       # bytes
+        self.together = max(CHUNK, free // 3 // (BYTES * self.images[0].numel()))
 
     def __len__(self) -> int:
         return len(self.order)
@@ -56,8 +56,3 @@ class DeviceBatches:
                 images = augmented(images, u[index], self.source, **self.augment)
             sizes = [len(step) for step in chunk]
             yield from zip(images.split(sizes), labels.split(sizes), strict=True)
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes that a GPU has left; 0 for other devices."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0

@@ -78,16 +78,17 @@ def train(args: argparse.Namespace, device: torch.device) -> None:
     normalize = normalizer(source, device)
 
     # 5. Run
-    run = start_run(model, recipe, out=out, device=device, amp=amp, compiled=args.compile, settings=settings)
+    run = start_run(model, recipe, out=out, device=device, amp=amp, task=task, compiled=args.compile,
+                    settings=settings)
     run.resume()
     write_config(out, settings, data_dir=args.data_dir, device=device)
 
     # 6. Training, then the curves, the predictions and the last line
-    history = fit(run, train_batches, test_batches, normalize=normalize, task=task)
+    history = fit(run, train_batches, test_batches, normalize=normalize, save_every=args.save_every)
     if distributed.is_first():
         draw_curves(history, out / "curves.png", score=task.score)
-        tested = run.ema.module if run.ema else run.model
-        draw_predictions(tested, test_batches, out / "predictions.png", normalize=normalize, device=device)
+        draw_predictions(run.ema or run.model, test_batches, out / "predictions.png", normalize=normalize,
+                         device=device)
         print(task.result.format(**history[-1]))
 
 

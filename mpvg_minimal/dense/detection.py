@@ -70,10 +70,7 @@ class Detector(nn.Module):
         return self.fcos.backbone.vit
 
     def forward(self, images: Tensor, objects: Tensor | None = None) -> Any:
-        """The parts of FCOS.forward that images of one size need, which are normalized already.
-
-        Anchors, boxes and losses are float32: bfloat16 knows a place at 220 pixels to half a pixel.
-        """
+        """FCOS.forward, without its resizing; boxes in float32, because bfloat16 knows 220 pixels to half a pixel."""
         fcos, sizes = self.fcos, [tuple(images.shape[2:])] * len(images)
         maps = [level.float() for level in fcos.backbone(images).values()]              # (B, C, h, w) of each level
         outputs = {name: value.float() for name, value in fcos.head(maps).items()}      # (B, all anchors, ...)
@@ -117,10 +114,9 @@ def average_precision(found: list[dict[str, Tensor]], truths: list[Tensor]) -> d
             annotations.append({"id": len(annotations) + 1, "image_id": image, "category_id": int(label),
                                 "bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1),
                                 "iscrowd": int(ignored)})
-        for (x1, y1, x2, y2), score, label in zip(detections["boxes"].tolist(), detections["scores"].tolist(),
-                                                  detections["labels"].tolist()):
-            results.append({"image_id": image, "category_id": label, "bbox": [x1, y1, x2 - x1, y2 - y1],
-                            "score": score})
+        for (x1, y1, x2, y2), score, label in zip(*(detections[k].tolist() for k in ("boxes", "scores", "labels"))):
+            bbox = [x1, y1, x2 - x1, y2 - y1]
+            results.append({"image_id": image, "category_id": label, "bbox": bbox, "score": score})
     if not results or not annotations:
         return {"ap": 0.0, "ap50": 0.0, "ap75": 0.0}
     classes = sorted({annotation["category_id"] for annotation in annotations})

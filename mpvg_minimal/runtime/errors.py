@@ -32,8 +32,8 @@ class LostLoader(UserError):
     exit_code = 1
 
     def __init__(self, why: BaseException):
-        super().__init__(f"a process that loads images died ({reason(why).strip('.: ')}): out of memory? "
-                         "Try fewer --workers, and go on with --resume")
+        super().__init__(f"a process that loads images died ({reason(why).strip('.: ')}): out of memory, or of shared "
+                         "memory (in a container: a larger --shm-size)? Try fewer --workers, and go on with --resume")
 
 
 class Interrupted(UserError):

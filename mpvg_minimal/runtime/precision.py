@@ -1,12 +1,28 @@
-"""In which precision a GPU computes what is kept in float32."""
+"""In which precision and by which kernels a GPU computes."""
 from contextlib import contextmanager
 
 import torch
 
 
+def prepare(device: torch.device) -> None:
+    """Before training on a GPU: TF32 for the products that stay in float32, and no attention by cuDNN.
+
+    An H100 would take cuDNN's attention where there is no dropout. Its backward pass in bfloat16 gave others NaN
+    (pytorch issue 196678, with a mask; kyutai-labs/pocket-tts pull request 264); flash attention was as fast there.
+    """
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cuda.enable_cudnn_sdp(False)
+
+
+def autocast(device: torch.device, amp: torch.dtype | None) -> torch.autocast:
+    """Mixed precision in the type `amp`; None: float32 throughout."""
+    return torch.autocast(device.type, dtype=amp or torch.bfloat16, enabled=amp is not None)
+
+
 @contextmanager
 def full_float32():
-    """Inside, no product or convolution rounds its factors to TF32, which a run allows for its model."""
+    """Inside, no product or convolution rounds its factors to TF32, which `prepare` allows."""
     product, convolution = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False

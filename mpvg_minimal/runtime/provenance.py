@@ -11,10 +11,14 @@ import torch
 
 def environment(device: torch.device) -> dict[str, str]:
     """Versions of Python and the libraries, the device by name, and the commit of this code."""
-    cpu = f"{platform.machine()}, {os.cpu_count()} cores"
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
     return {"python": platform.python_version(), "torch": torch.__version__, "torchvision": version("torchvision"),
-            "device": f"{device.type}: {name}", "commit": commit()}
+            "device": device_name(device), "commit": commit()}
+
+
+def device_name(device: torch.device) -> str:
+    """For instance "cuda: NVIDIA H100 80GB HBM3" or "cpu: x86_64, 2 cores"."""
+    cpu = f"{platform.machine()}, {os.cpu_count()} cores"
+    return f"{device.type}: {torch.cuda.get_device_name(device) if device.type == 'cuda' else cpu}"
 
 
 def commit() -> str:

@@ -22,6 +22,17 @@ def seed_of(*key: str | int) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
+def seed_device(device: torch.device, *key: str | int) -> None:
+    """Seed the CPU's generator and the device's own, as `torch.manual_seed` does, but no other device's."""
+    seed = seed_of(*key)
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        index = torch.cuda.current_device() if device.index is None else device.index
+        torch.cuda.default_generators[index].manual_seed(seed)
+    elif device.type == "mps":
+        torch.mps.manual_seed(seed)
+
+
 def generator(*key: str | int) -> torch.Generator:
     """A CPU generator of its own for this key."""
     return torch.Generator().manual_seed(seed_of(*key))

@@ -7,8 +7,8 @@ Machines are shared and noisy, so what counts is the ratio: each candidate takes
 the median over many rounds of PE-once's time by its own in the same round. Many short rounds are worth more than few
 long ones, since what disturbs a machine lasts for seconds: hence the small batches on CPU, and for inference half
 the batch and four times as many rounds. A GPU gets batches that fill it, for inference four times the batch. The
-ratio of PE once to a copy of itself shows what is left of the noise.
-Training is `train_step` from training/loop.py for everybody, peers included. Shapes: B images.
+ratio of PE once to a copy of itself shows what is left of the noise. Training is
+`train_step` from training/loop.py for everybody, peers included. Shapes: B images.
 """
 import statistics
 from pathlib import Path
@@ -19,13 +19,14 @@ from torch import Tensor, nn
 
 from ..fold import fold_last_pe
 from ..runtime.errors import UserError, one_line_errors
+from ..runtime.precision import autocast
 from ..training import flags
 from ..training.loop import train_step
 from ..training.recipes import CIFAR
-from ..training.run import autocast, start_run
+from ..training.run import start_run
 from ..vit import SIZES
-from .cost_report import draw_cost, table
-from .measure import allocated, forward_flops, header, interleaved, kept_for_backward, peak_memory, write
+from .cost_report import table
+from .measure import forward_flops, header, interleaved, kept_for_backward, peak_memory, write
 
 SCHEDULES = ("once", "none", "lape", "pvg", "mpvg")         # the first is what the others are compared with
 COPY = "once, a copy"                                       # its true ratio is 1
@@ -72,7 +73,7 @@ def measure(name: str, device: torch.device, amp: torch.dtype | None, *, batch: 
     tested = images.repeat(4, 1, 1, 1) if device.type == "cuda" else images[:(batch + 1) // 2]
     trains, infers, rows = {}, {}, []
     for label, model in models.items():
-        before = allocated(device)
+        before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
         model.to(device)
         row = {"model": name, "variant": label, "compiled": compiled, "batch": batch,
                "parameters": sum(p.numel() for p in model.parameters()),
@@ -133,8 +134,7 @@ def main() -> None:
         print(table(new), flush=True)
         result["rows"] += new
         write(result, path)
-    draw_cost(result["rows"], path.with_suffix(".png"))
-    print(f"written: {path}, {path.with_suffix('.png')}")
+    print(f"written: {path}")
 
 
 if __name__ == "__main__":

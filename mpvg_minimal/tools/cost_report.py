@@ -1,23 +1,19 @@
-"""The rows that cost.py measures, as Markdown tables and as a figure."""
-from pathlib import Path
+"""The rows that cost.py measures, as Markdown tables."""
 from typing import Any
+
+COLUMNS = {                     # heading -> key of a row, format
+    "parameters": ("parameters", ","), "GFLOP forward": ("gflop_forward", ".3f"),
+    "MB kept for backward, an image": ("kept_mb_per_image", ".2f"), "peak MB of a step": ("peak_mb", ",.0f"),
+    "training images/s": ("train_images_per_second", ",.0f"), "to `once`": ("train_ratio", ".3f"),
+    "inference images/s": ("inference_images_per_second", ",.0f"), "to `once` ": ("inference_ratio", ".3f")}
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """The rows as a Markdown table."""
-    lines = ["| model | PE | parameters | GFLOP forward | MB kept for backward, an image | peak MB of a step "
-             "| training images/s | to `once` | inference images/s | to `once` |", "|---" * 10 + "|"]
+    """The rows as a Markdown table; – for what was not measured."""
+    lines = [f"| model | PE | {' | '.join(map(str.strip, COLUMNS))} |", "|---" * (2 + len(COLUMNS)) + "|"]
     for row in rows:
-        kept = f"{row['kept_mb_per_image']:.2f}" if "kept_mb_per_image" in row else "–"
-        peak = f"{row['peak_mb']:,.0f}" if row.get("peak_mb") else "–"
-        cells = [row["model"] + (", compiled" if row["compiled"] else ""), row["variant"], f"{row['parameters']:,}",
-                 f"{row['gflop_forward']:.3f}", kept, peak]
-        for what in ("train", "inference"):
-            if f"{what}_ratio" in row:
-                cells += [f"{row[f'{what}_images_per_second']:,.0f}", f"{row[f'{what}_ratio']:.3f}"]
-            else:
-                cells += ["–", "–"]
-        lines.append("| " + " | ".join(cells) + " |")
+        cells = [format(row[key], form) if row.get(key) else "–" for key, form in COLUMNS.values()]
+        lines.append(f"| {row['model']}{', compiled' * row['compiled']} | {row['variant']} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -35,22 +31,3 @@ def short_table(rows: list[dict[str, Any]]) -> str:
             cells.append(f"{peer['train_ratio']:.3f}, {peer['inference_ratio']:.3f}" if peer else "not measured")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
-
-
-def draw_cost(rows: list[dict[str, Any]], path: Path) -> None:
-    """Draw images/s relative to PE added once, with the quartiles over the rounds."""
-    from matplotlib.figure import Figure  # here, so that --help need not wait for it
-
-    figure = Figure(figsize=(10, 0.22 * len(rows) + 1.2), layout="constrained")
-    axes = figure.subplots(1, 2, sharey=True)
-    for axis, what in zip(axes, ("train", "inference")):
-        shown = [(place, row) for place, row in enumerate(rows) if f"{what}_ratio" in row]
-        for place, row in shown:
-            axis.plot(row[f"{what}_ratio_quartiles"], [place, place], color="C0", alpha=0.5)
-            axis.plot(row[f"{what}_ratio"], place, "o", color="C0", markersize=4)
-        axis.axvline(1.0, color="grey", linewidth=0.8)
-        axis.set(title=what, xlabel="images/s, relative to PE added once", yticks=range(len(rows)))
-    axes[0].set_yticklabels([f"{row['model']}{', compiled' if row['compiled'] else ''}: {row['variant']}"
-                             for row in rows], fontsize=7)
-    axes[0].invert_yaxis()
-    figure.savefig(path, dpi=120)

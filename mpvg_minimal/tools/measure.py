@@ -62,10 +62,7 @@ def forward_flops(model: nn.Module, images: Tensor) -> int:
 
 
 def kept_for_backward(model: nn.Module, images: Tensor, autocast: Any = nullcontext()) -> int:
-    """Bytes of activations that a training step keeps for its backward pass.
-
-    Parameters are not counted, nor their copies in autocast's type.
-    """
+    """Bytes of activations kept for the backward pass, without parameters and their copies in autocast's type."""
     storages = {p.untyped_storage()._cdata: 0 for p in model.parameters()}
 
     def pack(tensor: Tensor) -> Tensor:
@@ -86,15 +83,10 @@ def copies_parameter(function: Any) -> bool:
     return function is not None
 
 
-def allocated(device: torch.device) -> int:
-    """Bytes of a GPU's memory that tensors take now; 0 for other devices."""
-    return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
-
-
 def peak_memory(call: Callable, device: torch.device, before: int) -> float | None:
     """MB that one training step needs at its peak; None where the device does not tell (CPU).
 
-    before: what was `allocated` before the model was put there, so that other models that are alive do not count.
+    before: the bytes allocated before the model was put there, so that other models that are alive do not count.
     """
     if device.type != "cuda":
         return None

@@ -18,6 +18,7 @@ from ..data.loading import choose_loader
 from ..runtime import distributed
 from ..runtime.errors import UserError, one_line_errors
 from ..training import flags, recipes
+from ..training.models import check_compile
 from ..vit import SIZES
 from .measure import header, write
 from .throughput_parts import PARTS, Setup
@@ -43,7 +44,7 @@ def main() -> None:
     amp, loader = flags.choose_amp(args.amp, device), choose_loader(args.loader, device, args.dataset)
     recipe = {"shapes": recipes.SHAPES, "imagenet": recipes.IMAGENET}.get(args.dataset, recipes.CIFAR)
     recipe = flags.adjust(recipe, args)
-    flags.check_compile(args.compile, recipe, device)
+    check_compile(args.compile, recipe, device)
     size, classes = (224, 1000) if args.dataset == "imagenet" else (32, 100)
     settings = flags.settings_of(args, recipe, amp=amp, loader=loader, dataset=args.dataset, num_classes=classes,
                                  image_size=size)

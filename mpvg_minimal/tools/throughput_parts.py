@@ -53,17 +53,11 @@ def limit(setup: Setup) -> dict[str, Any]:
             "images_per_second": len(images) / statistics.median(seconds["step"]), "share": statistics.median(shares)}
 
 
-class Repeated:
-    """One batch, as often as the other loader has batches."""
-
-    def __init__(self, batch: tuple, count: int):
-        self.batch, self.count = batch, count
-
-    def __len__(self) -> int:
-        return self.count
+class Given(list):
+    """Batches in a list, in place of a loader."""
 
     def epoch(self, epoch: int = 0, start: int = 0):
-        return (self.batch for _ in range(start, self.count))
+        return iter(self[start:])
 
 
 def real_over_synthetic(setup: Setup) -> dict[str, Any]:
@@ -83,7 +77,7 @@ def real_over_synthetic(setup: Setup) -> dict[str, Any]:
         run.totals.zero_()
         train_epoch(run, batches, **options)
 
-    seconds = interleaved({"real": lambda: epoch(real), "synthetic": lambda: epoch(Repeated(batch, len(real)))},
+    seconds = interleaved({"real": lambda: epoch(real), "synthetic": lambda: epoch(Given([batch] * len(real)))},
                           rounds=args.rounds, device=setup.device)
     ratio = statistics.median(s / r for s, r in zip(seconds["synthetic"], seconds["real"]))
     return {"loader": settings["loader"], "steps": len(real), "real_over_synthetic": ratio,
@@ -104,7 +98,7 @@ def processes(setup: Setup) -> dict[str, Any]:
     """All processes together, each with its share of a batch that grows with them, against the first one alone."""
     torch.set_num_threads(1)
     together, alone = setup.new_run(), setup.new_run()
-    alone.wrapped = alone.model
+    alone.wrapped = alone.objective
     images, labels = setup.random_batch(setup.recipe.batch_size)
     times = {"alone": [], "together": []}
     for _ in range(setup.args.rounds + 1):

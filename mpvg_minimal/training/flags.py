@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-from ..runtime import distributed
 from ..runtime.errors import UserError
 from . import checkpoint
 from .folder import refuse_other_settings
@@ -67,6 +66,8 @@ def add_flags(parser: argparse.ArgumentParser, models: list[str]) -> None:
                         help="mixed precision, on CUDA only")
     parser.add_argument("--compile", nargs="?", const="default", choices=["default", "reduce-overhead"],
                         help="torch.compile the model, in this mode; reduce-overhead replays CUDA graphs")
+    parser.add_argument("--save-every", type=number(float, least=0), default=60.0, metavar="SECONDS",
+                        help="least time between checkpoints at epochs' ends (default: %(default)g; 0: after each)")
     parser.add_argument("--out", type=Path, help="the run's folder (default: runs/ and the settings)")
     parser.add_argument("--resume", action="store_true", help="go on with the run in OUT")
 
@@ -82,7 +83,7 @@ def adjust(recipe: Recipe, args: argparse.Namespace) -> Recipe:
 def settings_of(args: argparse.Namespace, recipe: Recipe, *, amp: torch.dtype | None, **more: Any) -> dict[str, Any]:
     """All that makes a run another one, as plain types: the recipe, the flags' other values, and `more`.
 
-    The precision belongs to it. --compile, --device and --workers do not.
+    The precision belongs to it. --compile, --device, --workers and --save-every do not.
     """
     return {**asdict(recipe), "pool": args.pool or "cls", "pe": args.pe or "once", "pe_init": args.pe_init or "learned",
             "amp": str(amp).removeprefix("torch.") if amp else None, "limit": args.limit, **more}
@@ -129,17 +130,3 @@ def choose_amp(name: str, device: torch.device) -> torch.dtype | None:
     native = torch.cuda.is_bf16_supported(including_emulation=False)
     name = ("bf16" if native else "fp16") if name == "auto" else name
     return {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}[name]
-
-
-def check_compile(mode: str | None, recipe: Recipe, device: torch.device) -> None:
-    """UserError where --compile reduce-overhead cannot be used.
-
-    CUDA graphs reuse the same memory in every step, so they are refused where an old output may still be needed:
-    gradients that stay for the next part of a batch, or that other processes read.
-    """
-    if mode == "reduce-overhead":
-        why = ("it needs --device cuda" if device.type != "cuda" else
-               f"it cannot be used by {distributed.count()} processes" if distributed.count() > 1 else
-               f"it cannot be used with --accumulate {recipe.accumulate}" if recipe.accumulate > 1 else None)
-        if why:
-            raise UserError(f"--compile reduce-overhead: {why}; give --compile alone")

@@ -4,8 +4,9 @@
     train_epoch  for every batch: to the device, normalize, mix, train_step
     train_step   forward, loss; then scale, backward, unscale, clip, step, update, in this order
 
-No step waits for the device: losses add up there and are read every `LOG_EVERY` steps. A resumed run goes on bit for
-bit, because every random draw depends on (seed, epoch, step) alone. Shapes: B images of one process, K classes.
+No step waits for the device, but in fp16 (was it skipped?) and in FCOS's loss: losses add up there and are read every
+`LOG_EVERY` steps. A resumed run goes on bit for bit: each random draw depends on (seed, epoch, step) alone.
+Shapes: B images of one process, K classes.
 """
 import time
 from collections.abc import Callable
@@ -19,18 +20,18 @@ from tqdm import tqdm
 
 from ..runtime import distributed
 from ..runtime.errors import Interrupted, NonFinite
-from ..runtime.seeding import seed_of
+from ..runtime.provenance import device_name
+from ..runtime.seeding import seed_device
 from ..runtime.signals import Interrupt, catch_signals
 from .recipes import learning_rate
 from .run import Run
-from .task import CLASSIFICATION, Task, classification_loss
 
 LOG_EVERY = 50          # steps between two readings of the running loss, because each reading waits for the device
 GIVE_UP = 20            # fp16: this many skipped steps in a row end the run
 
 
 def train_step(run: Run, images: Tensor, targets: Tensor, *, lr: float, label_smoothing: float = 0.0,
-               clip_grad: float = 0.0, accumulate: int = 1, loss_of: Callable = classification_loss) -> None:
+               clip_grad: float = 0.0, accumulate: int = 1) -> None:
     """One update from images (B, 3, H, W) and their targets (B, ...), taken in `accumulate` parts.
 
     A non-finite gradient changes no weight. In fp16 the scaler skips the step and tries a smaller scale. Otherwise the
@@ -39,24 +40,23 @@ def train_step(run: Run, images: Tensor, targets: Tensor, *, lr: float, label_sm
     for group in run.optimizer.param_groups:
         group["lr"] = lr
     run.optimizer.zero_grad(set_to_none=True)
-    parts = list(zip(images.chunk(accumulate), targets.chunk(accumulate)))
-    check = torch.zeros((), device=run.device)                              # NaN once a part's loss is not finite
+    parts, checked, fp16 = list(zip(images.chunk(accumulate), targets.chunk(accumulate))), [], run.scaler.is_enabled()
     for number, (x, y) in enumerate(parts, start=1):
-        wait = number < len(parts) and run.wrapped is not run.model         # processes add gradients at the last part
-        with run.wrapped.no_sync() if wait else nullcontext(), run.autocast():
-            loss, correct = loss_of(run.wrapped, x, y, label_smoothing=label_smoothing)
-            run.scaler.scale(loss * len(x) / len(images)).backward()
-        check += 0 * loss.detach()                                          # 0 * inf is NaN
-        run.totals += torch.stack([loss.detach().nan_to_num(0, 0, 0) * len(x), correct])
+        wait = number < len(parts) and run.wrapped is not run.objective     # processes add gradients at the last part
+        with run.wrapped.no_sync() if wait else nullcontext():
+            with run.autocast():
+                loss, correct = run.wrapped(x, y, label_smoothing=label_smoothing)
+            run.scaler.scale(loss if len(parts) == 1 else loss * (len(x) / len(images))).backward()
+        checked.append(loss.detach())                                       # it and all gradients have to be finite
+        run.totals[0].add_(checked[-1].nan_to_num(0, 0, 0) if fp16 else checked[-1], alpha=len(x))
+        run.totals[1].add_(correct)
     run.scaler.unscale_(run.optimizer)
-    norm = get_total_norm([p.grad for p in run.model.parameters() if p.grad is not None])
+    gradients = [weight.grad for weight in run.weights if weight.grad is not None]
+    if not fp16:                                                            # by GradScaler's kernel: sets non_finite
+        torch._amp_foreach_non_finite_check_and_unscale_(gradients + checked, run.non_finite, run.one)
     if clip_grad:
-        clip_grads_with_norm_(run.model.parameters(), clip_grad, norm)
+        clip_grads_with_norm_(run.weights, clip_grad, get_total_norm(gradients))
     scale = run.scaler.get_scale()                                          # 1.0 and no waiting unless fp16
-    if not run.scaler.is_enabled():
-        first_bad = (run.bad_step == 0) & ~(norm + check).isfinite()
-        run.bad_step = torch.where(first_bad, run.step + 1, run.bad_step)
-        run.optimizer.found_inf = (run.bad_step > 0).float()                # how GradScaler tells fused optimizers
     run.scaler.step(run.optimizer)
     run.scaler.update()
     run.step += 1
@@ -64,27 +64,26 @@ def train_step(run: Run, images: Tensor, targets: Tensor, *, lr: float, label_sm
         run.skipped += 1
     else:
         run.skipped, run.updates = 0, run.updates + 1
-        if run.ema:
-            run.ema.update_parameters(run.model)
+        run.average()
 
 
 def read_running_loss(run: Run) -> tuple[float, float]:
     """Mean loss and accuracy (%) of this epoch so far, in this process. NonFinite if a step was bad."""
-    loss, correct, bad_step = torch.stack([*run.totals, run.bad_step]).tolist()     # the one wait for the device
-    good, epoch = f"the last good checkpoint is after {run.saved_at}", run.epoch + 1
-    good = good if run.saved_at else "there is no checkpoint yet"
-    if bad_step:
-        raise NonFinite(f"the loss or its gradient is not finite in epoch {epoch}, step {int(bad_step)}; no update was "
-                        f"made from it, {good}. Try a smaller --lr")
+    made = next(iter(run.optimizer.state.values()))["step"]                 # updates that the device made
+    loss, correct, bad, made = torch.stack([*run.totals, run.non_finite, made]).tolist()    # here it waits
+    good = f"the last good checkpoint is after {run.saved_at}" if run.saved_at else "there is no checkpoint yet"
+    if bad:
+        raise NonFinite(f"the loss or its gradient is not finite in epoch {run.epoch + 1}, step "
+                        f"{run.step - (run.updates - int(made)) + 1}; no update was made from it, {good}. Try a "
+                        "smaller --lr")
     if run.skipped >= GIVE_UP:
-        raise NonFinite(f"the gradient overflowed in fp16 in {run.skipped} steps in a row, up to epoch {epoch}, step "
-                        f"{run.step}; {good}. Try a smaller --lr or --amp off")
+        raise NonFinite(f"the gradient overflowed in fp16 in {run.skipped} steps in a row, up to epoch {run.epoch + 1}"
+                        f", step {run.step}; {good}. Try a smaller --lr or --amp off")
     images = run.step * run.recipe.batch_size / distributed.count()
     return loss / images, 100 * correct / images
 
 
-def train_epoch(run: Run, batches: Any, *, normalize: Callable, mix: Callable | None, interrupt: Interrupt,
-                loss_of: Callable = classification_loss) -> None:
+def train_epoch(run: Run, batches: Any, *, normalize: Callable, mix: Callable | None, interrupt: Interrupt) -> None:
     """Train from `run.step` to the end of the epoch."""
     run.model.train()
     recipe, total = run.recipe, len(batches) * run.recipe.epochs
@@ -92,15 +91,14 @@ def train_epoch(run: Run, batches: Any, *, normalize: Callable, mix: Callable | 
                desc=f"epoch {run.epoch + 1}/{recipe.epochs}", disable=None if distributed.is_first() else True)
     began, first = time.perf_counter(), run.step
     for images, targets in bar:
-        torch.manual_seed(seed_of("step", recipe.seed, run.epoch, run.step, distributed.rank()))
+        seed_device(run.device, "step", recipe.seed, run.epoch, run.step, distributed.rank())
         images = normalize(images.to(run.device, non_blocking=True))
         targets = targets.to(run.device, non_blocking=True)
-        if mix is not None:
-            images, targets = mix(images, targets)
+        images, targets = mix(images, targets) if mix else (images, targets)
         rate = learning_rate(run.updates, total, lr=recipe.lr, final_lr=recipe.final_lr, warmup=recipe.warmup,
                              cooldown=recipe.cooldown)
         train_step(run, images, targets, lr=rate, label_smoothing=recipe.label_smoothing, clip_grad=recipe.clip_grad,
-                   accumulate=recipe.accumulate, loss_of=loss_of)
+                   accumulate=recipe.accumulate)
         if run.step % LOG_EVERY == 0 or run.step == len(batches) or run.skipped >= GIVE_UP:
             loss, accuracy = read_running_loss(run)
             speed = (run.step - first) * recipe.batch_size / (time.perf_counter() - began)
@@ -111,8 +109,7 @@ def train_epoch(run: Run, batches: Any, *, normalize: Callable, mix: Callable | 
 
 def save_if_interrupted(run: Run, interrupt: Interrupt) -> None:
     """If any process received a signal: save after the same step in all of them, and raise Interrupted."""
-    number = distributed.all_reduce_max(interrupt.number)
-    if number:
+    if number := distributed.all_reduce_max(interrupt.number):
         read_running_loss(run)                                  # raises, and so saves nothing, after a bad step
         run.save()
         raise Interrupted(f"interrupted by signal {number}, saved in epoch {run.epoch + 1} after step {run.step}: "
@@ -120,30 +117,34 @@ def save_if_interrupted(run: Run, interrupt: Interrupt) -> None:
 
 
 def fit(run: Run, train: Any, test: Any, *, normalize: Callable, mix: Callable | None = None,
-        task: Task = CLASSIFICATION) -> list[dict[str, Any]]:
+        save_every: float = 0.0) -> list[dict[str, Any]]:
     """Train to the end of the recipe's epochs. Returns one dictionary of metrics for each epoch.
 
+    save_every: seconds. A checkpoint comes after an epoch if the last one is as old, at the end, and after a signal.
     train, test: `Batches`, or anything with `len()` and `epoch(epoch, start)` that yields (B, 3, H, W) uint8 and (B,).
     normalize: such images on the device -> what the model takes. mix: (images, labels) -> (images, targets (B, K)).
     """
+    if distributed.is_first():
+        print(f"training on {device_name(run.device)}, in {run.amp or torch.float32}", flush=True)
     with catch_signals() as interrupt:
         while run.epoch < run.recipe.epochs:
             began, first = time.perf_counter(), run.step
-            train_epoch(run, train, normalize=normalize, mix=mix, interrupt=interrupt, loss_of=task.loss_of)
+            train_epoch(run, train, normalize=normalize, mix=mix, interrupt=interrupt)
             loss, correct = distributed.all_reduce_sum(run.totals).tolist()
             seen, trained = len(train) * run.recipe.batch_size, time.perf_counter() - began
-            tested = task.evaluate(run.ema or run.model, test, normalize=normalize, device=run.device,
-                                   autocast=run.autocast(), between=lambda: save_if_interrupted(run, interrupt))
+            tested = run.task.evaluate(run.ema or run.model, test, normalize=normalize, device=run.device,
+                                       autocast=run.autocast(), between=lambda: save_if_interrupted(run, interrupt))
             run.epoch, run.step = run.epoch + 1, 0
             run.totals.zero_()
-            tested |= {task.accuracy: 100 * correct / seen} if task.accuracy else {}
+            tested |= {run.task.accuracy: 100 * correct / seen} if run.task.accuracy else {}
+            speed, seconds = (1 - first / len(train)) * seen / trained, time.perf_counter() - began
             run.history.append({
                 "epoch": run.epoch, "train_loss": loss / seen, **tested, "lr": run.optimizer.param_groups[0]["lr"],
-                "images_per_second": round((1 - first / len(train)) * seen / trained, 1),
-                "seconds": round(time.perf_counter() - began, 3)})
-            run.save()
+                "images_per_second": round(speed, 1), "seconds": round(seconds, 3)})
+            late = time.monotonic() - run.saved_when >= save_every
+            if distributed.all_reduce_max(late or run.epoch == run.recipe.epochs):
+                run.save()
             if distributed.is_first():
-                words = f"epoch {{epoch}}/{run.recipe.epochs}  train loss {{train_loss:.4f}}  {task.line}"
-                words += "  {images_per_second:,.0f} images/s  {seconds:.1f} s"
-                print(words.format(**run.history[-1]), flush=True)
+                print(f"epoch {run.epoch}/{run.recipe.epochs}  train loss {loss / seen:.4f}  "
+                      f"{run.task.line.format(**tested)}  {speed:,.0f} images/s  {seconds:.1f} s", flush=True)
     return run.history

@@ -1,4 +1,7 @@
-"""The models of runs: built from settings, loaded from a checkpoint, or begun with another run's weights."""
+"""The models of runs: built, loaded, begun with another run's weights; and whether they can be compiled here."""
+import os
+import shutil
+import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +11,7 @@ import torch
 from ..runtime.errors import UserError
 from ..vit import SIZES, ViT, resize_pe
 from . import checkpoint
+from .recipes import Recipe
 
 
 def build_model(settings: dict[str, Any]) -> ViT:
@@ -37,10 +41,7 @@ def load_model(saved: dict[str, Any], build: Callable = build_model) -> Any:
     saved: a checkpoint's content. build: settings -> model, for another task than classification.
     """
     model = build(saved["settings"])
-    weights = saved["model"]
-    if saved["ema"]:
-        weights = {name.removeprefix("module."): w for name, w in saved["ema"].items() if name.startswith("module.")}
-    model.load_state_dict(weights)
+    model.load_state_dict(saved["ema"] or saved["model"])
     return model.eval()
 
 
@@ -63,3 +64,31 @@ def init_from(vit: ViT, path: str | None) -> None:
         vit.load_state_dict({**own, **weights})
     except RuntimeError as error:
         raise UserError(f"--init {path} does not fit this model: {error}") from error
+
+
+def check_compile(mode: str | None, recipe: Recipe, device: torch.device) -> None:
+    """UserError if --compile cannot be used here. mode: torch.compile's; None: nothing is compiled.
+
+    CUDA graphs (reduce-overhead) reuse the same memory in every step, so they are refused where an old output may still
+    be needed: gradients that stay for the next part of a batch, or that DistributedDataParallel reads.
+    """
+    if mode and (missing := missing_for_compiling(device)):
+        raise UserError(f"--compile needs {missing}; or leave --compile out")
+    if mode == "reduce-overhead":
+        why = ("needs --device cuda" if device.type != "cuda" else
+               "cannot be used under torchrun" if torch.distributed.is_initialized() else
+               f"cannot be used with --accumulate {recipe.accumulate}" if recipe.accumulate > 1 else None)
+        if why:
+            raise UserError(f"--compile reduce-overhead: it {why}; give --compile alone")
+
+
+def missing_for_compiling(device: torch.device) -> str | None:
+    """What torch.compile lacks on this machine, in a few words: on CUDA Triton compiles C, on the CPU torch C++."""
+    if device.type == "mps":
+        return None
+    named, known = {"cuda": ("CC", ["gcc", "clang", "cc"]), "cpu": ("CXX", ["g++", "clang++", "c++"])}[device.type]
+    names = [os.environ[named]] if named in os.environ else known
+    header = Path(sysconfig.get_path("include"), "Python.h")
+    if not any(map(shutil.which, names)):
+        return f"a compiler, and {' or '.join(names)} is not on the PATH: install one, or name it in {named}"
+    return None if header.exists() else f"{header}, which is not there: install Python's headers, often python3-dev"

@@ -2,22 +2,25 @@
 
 Source of the loss scaling: Micikevicius et al. 2018 (mixed precision); weight decay on linear maps only: as in DeiT.
 """
+import copy
 import json
+import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..runtime import distributed
 from ..runtime.errors import UserError
 from ..runtime.files import write_text
+from ..runtime.precision import autocast, prepare
 from . import checkpoint
 from .folder import refuse_other_settings
 from .recipes import Recipe
+from .task import CLASSIFICATION, Objective, Task
 
 COUNTERS = ("epoch", "step", "updates", "skipped", "history")
 
@@ -27,17 +30,17 @@ class Run:
     """What is trained, by what, and how far it is."""
 
     model: nn.Module
-    wrapped: nn.Module                  # the model, or DistributedDataParallel around it
+    objective: Objective                # the model and its loss
+    wrapped: nn.Module                  # the objective, or DistributedDataParallel around it
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler        # scales the loss in fp16, passes everything through otherwise
-    ema: AveragedModel | None           # the averaged copy; if there is one, it is tested in place of the model
+    ema: nn.Module | None               # the averaged copy; if there is one, it is tested in place of the model
     recipe: Recipe
+    task: Task
     settings: dict[str, Any]            # the recipe and all that makes this run another one: written and compared only
     out: Path
     device: torch.device
     amp: torch.dtype | None             # mixed precision; None: float32 throughout
-    totals: Tensor                      # this epoch's sum of the loss and number of correct images, on the device
-    bad_step: Tensor                    # first step of this epoch, from 1, with a non-finite gradient; 0: none
     epoch: int = 0                      # epochs finished
     step: int = 0                       # steps finished in this epoch
     updates: int = 0                    # updates by the optimizer in all: the steps without those that fp16 skipped
@@ -45,15 +48,30 @@ class Run:
     history: list[dict[str, Any]] = field(default_factory=list)     # one dictionary of metrics for each epoch
     saved_at: str = ""                  # position of the newest checkpoint, for messages; empty if there is none
 
+    def __post_init__(self):
+        """What is made once, because each step needs it. Tensors are on the device."""
+        self.saved_when = time.monotonic()              # of the newest checkpoint, or of the run's beginning
+        self.weights, self.averaged = list(self.model.parameters()), list(self.ema.parameters() if self.ema else ())
+        exact = torch.float32 if self.device.type == "mps" else torch.float64
+        self.totals = torch.zeros(2, dtype=exact, device=self.device)   # this epoch's sum of the loss, number correct
+        self.non_finite, self.one = torch.tensor([0.0, 1.0], dtype=torch.float32).to(self.device).unbind()
+        self.optimizer.found_inf = self.non_finite      # 1 after a loss or gradient was not finite: no more updates
+
     def autocast(self) -> torch.autocast:
         return autocast(self.device, self.amp)
+
+    @torch.no_grad()
+    def average(self) -> None:
+        """Move the averaged copy, if there is one, towards the weights; after the first update it is equal to them."""
+        if self.ema:
+            torch._foreach_lerp_(self.averaged, self.weights, 1.0 if self.updates == 1 else 1 - self.recipe.ema)
 
     def save(self) -> None:
         """Write OUT/checkpoint.pt and OUT/metrics.jsonl, from the first process. All processes must call it."""
         totals = self.totals.new_zeros(distributed.count(), 2)      # each process has its own: a row for each
         totals[distributed.rank()] = self.totals
         totals = distributed.all_reduce_sum(totals)
-        self.saved_at = f"{self.epoch} epochs and {self.step} steps"
+        self.saved_at, self.saved_when = f"{self.epoch} epochs and {self.step} steps", time.monotonic()
         if distributed.is_first():
             checkpoint.save(self.out, {
                 "settings": self.settings, "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
@@ -98,34 +116,25 @@ class Run:
             self.write_metrics()                # a kill between checkpoint and metrics leaves these a line short
 
 
-def autocast(device: torch.device, amp: torch.dtype | None) -> torch.autocast:
-    """Mixed precision in the type `amp`; None: float32 throughout."""
-    return torch.autocast(device.type, dtype=amp or torch.bfloat16, enabled=amp is not None)
-
-
 def start_run(model: nn.Module, recipe: Recipe, *, out: Path, device: torch.device, amp: torch.dtype | None = None,
-              compiled: str | None = None, settings: dict[str, Any] | None = None) -> Run:
+              task: Task = CLASSIFICATION, compiled: str | None = None, settings: dict[str, Any] | None = None) -> Run:
     """A run at its beginning: the model on the device, its optimizer, its loss scaler and its averaged copy.
 
     compiled: torch.compile's mode; None: eager. settings: what the checkpoint names; None: the recipe alone.
     """
-    if device.type == "cuda":
-        torch.set_float32_matmul_precision("high")              # TF32 for what stays in float32
+    prepare(device)
     model.to(device)
-    ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema)) if recipe.ema else None
+    ema = copy.deepcopy(model) if recipe.ema else None
+    objective = wrapped = Objective(model, task.loss_of)
     if compiled:
-        # In place, so that the parameters keep their names. Not dynamic: there are two or three sizes of batches,
-        # and each is compiled by itself.
-        model.compile(mode=compiled, dynamic=False)
-    wrapped = model
+        for module in (objective, ema or model):        # to train, to test; in place: the parameters keep their names
+            module.compile(mode=compiled, dynamic=False)        # each of the two or three sizes of batches by itself
     if torch.distributed.is_initialized():
-        wrapped = DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
+        wrapped = DistributedDataParallel(objective, device_ids=[device.index] if device.type == "cuda" else None)
     optimizer = torch.optim.AdamW(parameter_groups(model, recipe.weight_decay), lr=recipe.lr, fused=True)
-    exact = torch.float32 if device.type == "mps" else torch.float64
-    return Run(model, wrapped, optimizer, torch.amp.GradScaler(device.type, enabled=amp is torch.float16), ema,
-               recipe, settings or asdict(recipe), out, device, amp,
-               totals=torch.zeros(2, dtype=exact, device=device),
-               bad_step=torch.zeros((), dtype=torch.int64, device=device))
+    scaler = torch.amp.GradScaler(device.type, enabled=amp is torch.float16)
+    return Run(model, objective, wrapped, optimizer, scaler, ema, recipe, task, settings or asdict(recipe), out, device,
+               amp)
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -15,12 +15,23 @@ from ..runtime import distributed
 class Task(NamedTuple):
     """A task. Its targets are one tensor (B, ...) for a batch, whatever the task."""
 
-    loss_of: Callable           # (model, images, targets, label_smoothing) -> (mean loss, number of correct answers)
+    loss_of: Callable           # (model, images, targets, label_smoothing=) -> (mean loss, number of correct answers)
     evaluate: Callable          # (model, batches, and the options of `evaluate_batches`) -> metrics by name
     accuracy: str | None        # the name under which the share of correct answers in training (%) is reported
     score: str                  # the metric that counts
     line: str                   # how the test's metrics are printed after an epoch
     result: str                 # how they are printed at the end
+
+
+class Objective(nn.Module):
+    """A model and its loss as one module, for DistributedDataParallel and torch.compile."""
+
+    def __init__(self, model: nn.Module, loss_of: Callable):
+        super().__init__()
+        self.model, self.loss_of = model, loss_of
+
+    def forward(self, images: Tensor, targets: Tensor, *, label_smoothing: float) -> tuple[Tensor, Tensor]:
+        return self.loss_of(self.model, images, targets, label_smoothing=label_smoothing)
 
 
 def evaluate_batches(model: nn.Module, batches: Any, *, normalize: Callable, device: torch.device, autocast: Any,
