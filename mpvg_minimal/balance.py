@@ -117,7 +117,7 @@ def counterbalance(model: nn.Module, images: Tensor, *, batch_size: int = 256) -
 
     def watch(total):
         def hook(_, inputs, output):
-            total[0] = total[0] + output.cpu().double().sum(0)      # (B, N, D) -> (N, D), on the CPU: MPS has no float64
+            total[0] = total[0] + output.cpu().double().sum(0)      # (B, N, D) -> (N, D); CPU: MPS has no float64
             total[1] = total[1] + inputs[0].cpu().double().sum(0)
         return hook
 
