@@ -55,8 +55,9 @@ def synchronize(device: torch.device) -> None:
 
 def forward_flops(model: nn.Module, images: Tensor) -> int:
     """Floating-point operations of one image's forward pass; a multiply-add counts as two."""
-    # attention as plain matrix products: older counters do not know every fused kernel
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    # Attention as plain matrix products, because older counters do not know every fused kernel. With gradients, because
+    # without them the counter fails where a model takes a part of a parameter.
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(images[:1])
     return counter.get_total_flops()
 
