@@ -3,8 +3,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-EXPECTED = ("Expected by arithmetic alone, before a GPU was at hand, from the kernels of a step and some microseconds to "
-            "launch each: 300 epochs of CIFAR-10 in 9 to 17 minutes eager, and in 4.5 to 7.5 with CUDA graphs.")
+EXPECTED = ("Expected by arithmetic alone, before a GPU was at hand, from the kernels of a step and some microseconds "
+            "to launch each: 300 epochs of CIFAR-10 in 9 to 17 minutes eager, and in 4.5 to 7.5 with CUDA graphs.")
 
 
 def read(path: Path) -> Any:
