@@ -333,7 +333,7 @@ def test_a_loading_process_that_dies_during_a_save_is_no_full_disk(tmp_path, mon
 
 @pytest.mark.promise("disk full")
 def test_disk_full_in_a_run_that_then_goes_on(tmp_path):
-    flags = (*SMALL, "--epochs", 3, "--out", tmp_path)
+    flags = (*SMALL, "--epochs", 3, "--save-every", 0, "--out", tmp_path)
 
     def full_from_the_second_save():
         original, calls = checkpoint.save, []
