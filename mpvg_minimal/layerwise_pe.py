@@ -130,8 +130,9 @@ class LayerwisePE(nn.Module):
         p, schedule = self.pos_embed, self.schedule
         block_pes: list[Tensor | None] = [None] * (self.depth - len(self.norms))
         for norm in self.norms:
-            p = p if schedule.hierarchical else self.pos_embed
-            p = pad(norm(p[:, self.blank:]), (0, 0, self.blank, 0))             # p_l = LN'_l(p_{l-1})
+            p = norm(p if schedule.hierarchical else self.pos_embed)            # p_l = LN'_l(p_{l-1})
+            if self.blank:
+                p = pad(p[:, self.blank:], (0, 0, self.blank, 0))
             block_pes.append(p)
         sources = {None: None, "initial": self.pos_embed, "delivered": p} | dict(enumerate(block_pes, start=1))
         return (self.pos_embed if schedule.add_at_input else None), block_pes, sources[schedule.at_last_norm]

@@ -22,7 +22,8 @@ def page_of(path):
 
 
 TUTORIALS = [page_of(path) for path in sorted(FOLDER.glob("[0-9][0-9]_*.md"))]
-PAGES = TUTORIALS + [page_of(ROOT / name) for name in ("README.md", "tests/README.md", "tutorials/README.md")]
+OTHERS = ("README.md", "tests/README.md", "tutorials/README.md", "tutorials/glossary.md")
+PAGES = TUTORIALS + [page_of(ROOT / name) for name in OTHERS]
 
 
 NEW = ("opening", "tolerances", "verdicts", "folded_plumbing", "pasteable", "narrow", "short")
