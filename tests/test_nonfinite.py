@@ -154,6 +154,44 @@ def test_the_script_ends_with_one_line(tmp_path):
 
 
 @pytest.mark.promise("non-finite")
+@pytest.mark.parametrize("epochs, step", [(1, None), (3, None), (1, STEPS)])
+def test_a_last_step_that_spoils_the_weights_is_not_saved(tmp_path, epochs, step):
+    """All steps of the first epoch have a finite loss. With two such epochs before it, one good checkpoint is kept."""
+    def fault():
+        if step:                                    # only the last step of the epoch, and no test loss that would tell
+            rate = loop.learning_rate
+            loop.learning_rate = lambda update, *args, **options: 1e38 if update == step - 1 else rate(
+                update, *args, **{**options, "lr": 1e-3})
+            loop.CLASSIFICATION.evaluate.__globals__["cross_entropy"] = lambda *_, **__: torch.tensor(1.0)
+    flags = ("--dataset", "shapes", "--batch-size", 96 if not step else 16, "--workers", 0, "--epochs", epochs)
+    stopped = run("train_cifar", *flags, *(() if step else ("--lr", "1e38")), "--out", tmp_path, fault=fault)
+    assert stopped.code == 1 and stopped.err.count("\n") == 1, stopped.err
+    assert "is not finite" in stopped.err and "Start again with a smaller --lr, in another --out" in stopped.err
+    assert "test accuracy" not in stopped.out
+    assert not list(tmp_path.glob("checkpoint*")) and not (tmp_path / "metrics.jsonl").exists()
+
+
+@pytest.mark.promise("non-finite")
+@pytest.mark.parametrize("spoil", ["weights", "average", "metric"])
+def test_nothing_that_is_not_finite_is_written(tmp_path, spoil):
+    """What was saved before stays as it is."""
+    saving = new_run(tmp_path)
+    saving.epoch, saving.history = 1, [{"epoch": 1, "test_loss": 1.0, "correlation": [None, 0.5]}]
+    saving.save()
+    before_it = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with torch.no_grad():
+        if spoil != "metric":
+            next((saving.model if spoil == "weights" else saving.ema).parameters())[1] = math.inf
+    saving.epoch, saving.step = 1, 4
+    if spoil == "metric":
+        saving.epoch, saving.history = 2, [*saving.history, {"epoch": 2, "test_loss": math.nan}]
+    with pytest.raises(NonFinite, match="(test_loss|a weight) is not finite after .* the last good checkpoint is after"
+                                        " 1 epochs and 0 steps"):
+        saving.save()
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before_it
+
+
+@pytest.mark.promise("non-finite")
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_fp16_skips_the_step_and_nothing_moves(tmp_path, value):
     run_fp16 = new_run(tmp_path, amp=torch.float16)

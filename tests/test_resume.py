@@ -161,13 +161,14 @@ def test_killed_in_every_step(undisturbed, tmp_path):
         assert_same(out, undisturbed("plain"))
 
 
-SIGNALS = [(signal.SIGTERM, 143), (signal.SIGINT, 130)]
+SIGNALS = [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129), (signal.SIGUSR1, 138)]
 
 
 @pytest.mark.promise("preemption")
-@pytest.mark.parametrize("number, code", SIGNALS)
-@pytest.mark.parametrize("moment, epoch, step", [
-    ("first step", 0, 1), ("mid-epoch", 1, 4), ("last step", 2, STEPS), ("evaluation", 1, STEPS)])
+@pytest.mark.parametrize("number, code, moment, epoch, step", [
+    *[(*number, *moment) for number in SIGNALS[:2]
+      for moment in (("first step", 0, 1), ("mid-epoch", 1, 4), ("last step", 2, STEPS))],
+    *[(*number, "evaluation", 1, STEPS) for number in SIGNALS]])
 def test_interrupted_and_resumed(undisturbed, tmp_path, number, code, moment, epoch, step):
     script, change = CONFIGS["EMA, mixing, dropout"]
     fault = in_evaluation(2, send(number)) if moment == "evaluation" else before(
@@ -216,6 +217,18 @@ def test_a_signal_to_the_workers_too(undisturbed, tmp_path, number, code):
 
 
 @pytest.mark.promise("preemption")
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1])
+def test_an_ignored_signal_stays_ignored(undisturbed, tmp_path, number):
+    """nohup starts a process in this way."""
+    def fault():
+        signal.signal(number, signal.SIG_IGN)
+        before(loop, "train_step", STEPS + 4, send(number))()
+    script, _ = CONFIGS["plain"]
+    assert run(*script, "--out", tmp_path, fault=fault).code == 0
+    assert_same(tmp_path, undisturbed("plain"))
+
+
+@pytest.mark.promise("preemption")
 def test_a_signal_that_comes_twice_is_one(undisturbed, tmp_path):
     def twice():
         send(signal.SIGTERM)()
@@ -250,7 +263,7 @@ def two_ranks(tmp_path_factory):
 
 
 @pytest.mark.promise("preemption")
-@pytest.mark.parametrize("number, code", SIGNALS)
+@pytest.mark.parametrize("number, code", SIGNALS[:2])
 @pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.parametrize("moment, epoch, step", [("mid-epoch", 1, 4), ("evaluation", 1, STEPS)])
 def test_one_rank_is_interrupted_and_all_agree(two_ranks, tmp_path, number, code, rank, moment, epoch, step):

@@ -131,7 +131,8 @@ def outlive_signal(_worker: int) -> None:
 
     Ctrl-C, a cluster and `torchrun` send these to the workers too.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):              # Linux tells who sent a signal
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
         threading.Thread(target=end_by, args=(os.getppid(),), daemon=True).start()

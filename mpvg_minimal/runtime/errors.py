@@ -15,9 +15,16 @@ class UserError(Exception):
 
 
 class NonFinite(UserError):
-    """The loss or its gradient became NaN or infinite: training cannot go on."""
+    """A loss, a gradient or a weight became NaN or infinite: training cannot go on.
+
+    saved_at: position of the newest checkpoint, which is good; empty if there is none.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: str, saved_at: str, *, try_this: str = "a smaller --lr"):
+        good = f"the last good checkpoint is after {saved_at}" if saved_at else "there is no checkpoint yet"
+        super().__init__(f"{message}; {good}. Start again with {try_this}, in another --out")
 
 
 class Exhausted(UserError):
@@ -37,7 +44,7 @@ class LostLoader(UserError):
 
 
 class Interrupted(UserError):
-    """SIGTERM or SIGINT came, and the run was saved. Exit code 143 or 130, as a shell gives it."""
+    """A signal came, and the run was saved. The exit code is 128 and the signal's number, as a shell gives it."""
 
     def __init__(self, message: str, signal_number: int):
         super().__init__(message)

@@ -1,10 +1,16 @@
-"""SIGTERM (a cluster wants its machine back) and SIGINT (Ctrl-C): noted when they come, acted on between steps."""
+"""The signals that ask a run to stop: noted when they come, acted on between steps.
+
+SIGTERM: a cluster wants its machine back. SIGINT: Ctrl-C. SIGHUP: the terminal was closed, or the connection dropped.
+SIGUSR1: a scheduler warns that time is nearly up. `nohup` makes a process ignore SIGHUP; then it stays ignored.
+"""
 import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+MAY_BE_IGNORED = (signal.SIGHUP, signal.SIGUSR1)
 ONE_EVENT = 1.0         # seconds: a second signal that comes within this time belongs to the same event
 
 
@@ -18,7 +24,7 @@ class Interrupt:
 
 @contextmanager
 def catch_signals() -> Iterator[Interrupt]:
-    """Inside, the first SIGTERM or SIGINT is noted in the `Interrupt`. A later one acts at once, as it usually does.
+    """Inside, the first signal of `STOP` is noted in the `Interrupt`. A later one acts at once, as it usually does.
 
     One that comes within a second is ignored, because a cluster may signal every process, and `torchrun` passes its own
     signal on.
@@ -36,7 +42,9 @@ def catch_signals() -> Iterator[Interrupt]:
         for number, handler in before.items():
             signal.signal(number, handler)
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.getsignal(number) for number in STOP}
+    before = {number: handler for number, handler in before.items()
+              if number not in MAY_BE_IGNORED or handler is not signal.SIG_IGN}
     for number in before:
         signal.signal(number, note)
     try:

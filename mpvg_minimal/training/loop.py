@@ -71,14 +71,12 @@ def read_running_loss(run: Run) -> tuple[float, float]:
     """Mean loss and accuracy (%) of this epoch so far, in this process. NonFinite if a step was bad."""
     made = next(iter(run.optimizer.state.values()))["step"]                 # updates that the device made
     loss, correct, bad, made = torch.stack([*run.totals, run.non_finite, made]).tolist()    # here it waits
-    good = f"the last good checkpoint is after {run.saved_at}" if run.saved_at else "there is no checkpoint yet"
     if bad:
         raise NonFinite(f"the loss or its gradient is not finite in epoch {run.epoch + 1}, step "
-                        f"{run.step - (run.updates - int(made)) + 1}; no update was made from it, {good}. Try a "
-                        "smaller --lr")
+                        f"{run.step - (run.updates - int(made)) + 1}; no update was made from it", run.saved_at)
     if run.skipped >= GIVE_UP:
         raise NonFinite(f"the gradient overflowed in fp16 in {run.skipped} steps in a row, up to epoch {run.epoch + 1}"
-                        f", step {run.step}; {good}. Try a smaller --lr or --amp off")
+                        f", step {run.step}", run.saved_at, try_this="a smaller --lr or --amp off")
     images = run.step * run.recipe.batch_size / distributed.count()
     return loss / images, 100 * correct / images
 

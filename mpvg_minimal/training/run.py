@@ -4,6 +4,7 @@ Source of the loss scaling: Micikevicius et al. 2018 (mixed precision); weight d
 """
 import copy
 import json
+import math
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..runtime import distributed
-from ..runtime.errors import UserError
+from ..runtime.errors import NonFinite, UserError
 from ..runtime.files import write_text
 from ..runtime.precision import autocast, prepare
 from . import checkpoint
@@ -67,7 +68,11 @@ class Run:
             torch._foreach_lerp_(self.averaged, self.weights, 1.0 if self.updates == 1 else 1 - self.recipe.ema)
 
     def save(self) -> None:
-        """Write OUT/checkpoint.pt and OUT/metrics.jsonl, from the first process. All processes must call it."""
+        """Write OUT/checkpoint.pt and OUT/metrics.jsonl, from the first process. All processes must call it.
+
+        NonFinite, and nothing is written, if a weight or a metric of the last epoch is NaN or infinite.
+        """
+        self.refuse_non_finite()
         totals = self.totals.new_zeros(distributed.count(), 2)      # each process has its own: a row for each
         totals[distributed.rank()] = self.totals
         totals = distributed.all_reduce_sum(totals)
@@ -78,6 +83,15 @@ class Run:
                 "scaler": self.scaler.state_dict(), "ema": self.ema.state_dict() if self.ema else None,
                 "totals": totals.cpu(), **{name: getattr(self, name) for name in COUNTERS}})
             self.write_metrics()
+
+    def refuse_non_finite(self) -> None:
+        """The last update of an epoch may spoil the weights, and no later loss tells."""
+        bad = [name for line in self.history[-1:] for name, value in line.items()
+               if isinstance(value, float) and not math.isfinite(value)]
+        weights = [tensor for model in (self.model, self.ema) if model for tensor in model.state_dict().values()]
+        if bad or not torch.stack([tensor.isfinite().all() for tensor in weights]).all():
+            raise NonFinite(f"{bad[0] if bad else 'a weight'} is not finite after {self.epoch} epochs and {self.step} "
+                            "steps", self.saved_at)
 
     def write_metrics(self) -> None:
         write_text(self.out / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in self.history))
