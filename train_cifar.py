@@ -17,12 +17,12 @@ from mpvg_minimal.training import flags, recipes
 from mpvg_minimal.training.curves import draw_curves
 from mpvg_minimal.training.folder import choose_out, write_config
 from mpvg_minimal.training.loop import fit
-from mpvg_minimal.training.models import build_model, check_compile
+from mpvg_minimal.training.models import build_model, check_compile, refuse_size
 from mpvg_minimal.training.run import start_run
 
 
 def parse() -> argparse.Namespace:
-    parser = flags.Parser(description=__doc__.split("\n")[0])
+    parser = flags.Parser(__doc__)
     parser.add_argument("--dataset", choices=["cifar10", "cifar100", "shapes"], default="cifar10")
     flags.add_flags(parser, models=["vit_lite", "vit_nano"])
     return parser.parse_args()
@@ -35,6 +35,7 @@ def train(args: argparse.Namespace, device: torch.device) -> None:
     check_compile(args.compile, recipe, device)
     settings = flags.settings_of(args, recipe, amp=amp, loader=loader, dataset=args.dataset)
     out = choose_out(args.out, settings, resume=args.resume)
+    refuse_size(settings | {"image_size": 32}, device)
 
     # 2. Data: what is on disk. The settings also name its classes and sizes.
     source = sources.open_source(args.dataset, args.data_dir)
@@ -54,12 +55,12 @@ def train(args: argparse.Namespace, device: torch.device) -> None:
     run.resume()
     write_config(out, settings, data_dir=args.data_dir, device=device)
 
-    # 6. Training, then the curves and the last line.
+    # 6. Training, the result, then the curves.
     history = fit(run, train_batches, test_batches, normalize=normalizer(source, device), mix=mix,
                   save_every=args.save_every)
     if distributed.is_first():
+        print(f"test accuracy: {history[-1]['top1']:.2f} %", flush=True)
         draw_curves(history, out / "curves.png")
-        print(f"test accuracy: {history[-1]['top1']:.2f} %")
 
 
 def main() -> None:

@@ -11,14 +11,13 @@ batches each in shared memory: 4.9 GB at 1024 images. Containers often give 64 M
 The same story as train_cifar.py, with larger images.
 """
 import argparse
-from pathlib import Path
 
 import torch
 
 from mpvg_minimal.data import cache, sources
 from mpvg_minimal.data.loading import choose_loader, choose_workers, make_batches, normalizer
 from mpvg_minimal.runtime import distributed
-from mpvg_minimal.runtime.errors import one_line_errors
+from mpvg_minimal.runtime.errors import UserError, one_line_errors
 from mpvg_minimal.runtime.precision import autocast
 from mpvg_minimal.training import checkpoint, flags, recipes
 from mpvg_minimal.training.curves import draw_curves
@@ -28,35 +27,45 @@ from mpvg_minimal.training.models import build_model, check_compile, init_from, 
 from mpvg_minimal.training.run import start_run
 from mpvg_minimal.training.task import CLASSIFICATION
 
+UNUSED = ("epochs", "lr", "ema", "seed", "loader", "compile", "out", "resume", "accumulate", "cache",
+          "init", "save_every")     # by --eval
+
 
 def parse() -> argparse.Namespace:
-    parser = flags.Parser(description=__doc__.split("\n")[0])
+    parser = flags.Parser(__doc__)
     flags.add_flags(parser, models=["deit_tiny", "deit_small", "deit_base", "vit_lite", "vit_nano"])
-    parser.add_argument("--image-size", type=flags.number(int, least=1), help="default: 224")
+    parser.add_argument("--image-size", type=flags.number(int, least=1, most=flags.LARGEST_IMAGE), help="default: 224")
     parser.add_argument("--accumulate", type=flags.number(int, least=1), default=1,
                         help="parts in which each process takes its share of a batch, to save memory")
-    parser.add_argument("--cache", type=Path, metavar="DIR",
+    parser.add_argument("--cache", type=flags.path, metavar="DIR",
                         help="train on smaller copies of the images in DIR, made there on first use")
-    parser.add_argument("--eval", type=Path, metavar="CHECKPOINT", help="only test this checkpoint on val/")
-    parser.add_argument("--init", type=Path, metavar="CHECKPOINT",
+    parser.add_argument("--eval", type=flags.path, metavar="CHECKPOINT", help="only test this checkpoint on val/")
+    parser.add_argument("--init", type=flags.path, metavar="CHECKPOINT",
                         help="begin with its weights, PE resized to --image-size")
-    return parser.parse_args()
+    args = parser.parse_args()
+    for flag in UNUSED if args.eval else ():
+        if getattr(args, flag) != parser.get_default(flag):
+            raise UserError(f"--eval only tests: --{flag.replace('_', '-')} means nothing to it, leave it out")
+    return args
 
 
 def evaluate(args: argparse.Namespace, device: torch.device) -> None:
     """--eval: test a checkpoint, which says itself which model it is. A flag that says otherwise is refused."""
     saved = checkpoint.read(args.eval)
     settings, amp = saved["settings"], flags.choose_amp(args.amp, device)
+    refuse_other_settings({"dataset": settings.get("dataset")}, {"dataset": "imagenet"},
+                          advice="only checkpoints of train_imagenet.py can be tested here")
     given = {key: getattr(args, key) for key in ("model", "pool", "pe", "pe_init", "image_size")}
-    given = {key: value for key, value in given.items() if value is not None} | {"dataset": "imagenet"}
+    given = {key: value for key, value in given.items() if value is not None}
     refuse_other_settings({key: settings.get(key) for key in given}, given, advice="leave that flag out")
+    model = load_model(saved).to(device)
     source = sources.open_source("imagenet", args.data_dir, settings["image_size"])
     classes = {key: source.identity()[key] for key in ("num_classes", "classes")}
     refuse_other_settings({key: settings.get(key) for key in classes}, classes, advice="name its data by --data-dir")
-    batches = make_batches(source, train=False, batch_size=settings["batch_size"], limit=args.limit, device=device,
-                           workers=args.workers)
-    metrics = CLASSIFICATION.evaluate(load_model(saved).to(device), batches, normalize=normalizer(source, device),
-                                      device=device, autocast=autocast(device, amp))
+    batches = make_batches(source, train=False, batch_size=args.batch_size or settings["batch_size"],
+                           limit=args.limit, device=device, workers=args.workers)
+    metrics = CLASSIFICATION.evaluate(model, batches, normalize=normalizer(source, device), device=device,
+                                      autocast=autocast(device, amp))
     if distributed.is_first():
         print("test loss: {test_loss:.4f}\ntest accuracy: {top1:.2f} %".format(**metrics))
 
@@ -70,7 +79,7 @@ def train(args: argparse.Namespace, device: torch.device) -> None:
     settings = flags.settings_of(args, recipe, amp=amp, loader=loader, dataset="imagenet", image_size=size, init=init,
                                  cache=sources.shorter_side(size) if args.cache else None)
     out = choose_out(args.out, settings, resume=args.resume)
-    refuse_size(settings)
+    refuse_size(settings, device)
 
     # 2. Data
     source = sources.open_source("imagenet", args.data_dir, size)
@@ -80,7 +89,7 @@ def train(args: argparse.Namespace, device: torch.device) -> None:
 
     # 3. Model
     model = build_model(settings)
-    init_from(model, init)
+    init_from(model, init, out)
 
     # 4. Batches
     options = dict(batch_size=recipe.batch_size, device=device, augment=recipe.augment, seed=recipe.seed,
@@ -93,12 +102,12 @@ def train(args: argparse.Namespace, device: torch.device) -> None:
     run.resume()
     write_config(out, settings, data_dir=args.data_dir, device=device)
 
-    # 6. Training, then the curves and the last line
+    # 6. Training, the result, then the curves
     history = fit(run, train_batches, test_batches, normalize=normalizer(source, device), mix=mix,
                   save_every=args.save_every)
     if distributed.is_first():
+        print(f"test accuracy: {history[-1]['top1']:.2f} %", flush=True)
         draw_curves(history, out / "curves.png")
-        print(f"test accuracy: {history[-1]['top1']:.2f} %")
 
 
 def main() -> None:

@@ -2,6 +2,18 @@
 
 Symbols in all files: B images in a batch, N tokens, D width, H heads (of an image: height), L blocks, K classes.
 """
+import sys
+from pathlib import Path
+
+if sys.argv[:1] == ["-m"] or sys.path[:1] == [str(Path(__file__).parents[1])]:
+    # This is a program of ours, and importing torch takes seconds: Ctrl-C meanwhile is one line.
+    def _one_line(kind, error, trace, usual=sys.excepthook):
+        if issubclass(kind, KeyboardInterrupt):
+            print("error: interrupted, nothing was done", file=sys.stderr)
+        else:
+            usual(kind, error, trace)
+    sys.excepthook = _one_line
+
 from .balance import counterbalance
 from .fold import fold_last_pe
 from .layerwise_pe import LayerwisePE, PESchedule

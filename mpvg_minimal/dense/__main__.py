@@ -30,12 +30,14 @@ from .tasks import TASKS, build_dense
 
 
 def parse() -> argparse.Namespace:
-    parser = flags.Parser(prog="python -m mpvg_minimal.dense", description=__doc__.split("\n")[0])
+    parser = flags.Parser(__doc__, prog="python -m mpvg_minimal.dense")
     parser.add_argument("--task", choices=list(TASKS), required=True)
     parser.add_argument("--dataset", choices=["shapes", "voc", "coco", "ade20k"], default="shapes")
     flags.add_flags(parser, models=list(SIZES))
-    parser.add_argument("--image-size", type=flags.number(int, least=1), help="default: 32 for shapes, otherwise 224")
-    parser.add_argument("--init", type=Path, metavar="CHECKPOINT", help="begin with a classification run's weights")
+    parser.add_argument("--image-size", type=flags.number(int, least=1, most=flags.LARGEST_IMAGE),
+                        help="default: 32 for shapes, otherwise 224")
+    parser.add_argument("--init", type=flags.path, metavar="CHECKPOINT",
+                        help="begin with a classification run's weights")
     parser.add_argument("--padding", choices=["zeros", "circular"],
                         help="of the detector's convolutions (default: circular for shapes, otherwise zeros)")
     args = parser.parse_args()
@@ -61,7 +63,7 @@ def train(args: argparse.Namespace, device: torch.device) -> None:
                                  task=args.task, init=init)
     default = Path("runs") / "{task}_{dataset}_{model}_{pool}_{pe}_seed{seed}".format(**settings)
     out = choose_out(args.out or default, settings, resume=args.resume)
-    refuse_size(settings)
+    refuse_size(settings, device)
 
     # 2. Data
     source = open_dense(args.task, args.dataset, args.data_dir, size, recipe.augment and recipe.augment["scale"])
@@ -69,7 +71,7 @@ def train(args: argparse.Namespace, device: torch.device) -> None:
 
     # 3. Model
     model = build_dense(settings)
-    init_from(model.vit, init)
+    init_from(model.vit, init, out)
 
     # 4. Batches
     options = dict(batch_size=recipe.batch_size, device=device, seed=recipe.seed, limit=args.limit,
@@ -83,13 +85,13 @@ def train(args: argparse.Namespace, device: torch.device) -> None:
     run.resume()
     write_config(out, settings, data_dir=args.data_dir, device=device)
 
-    # 6. Training, then the curves, the predictions and the last line
+    # 6. Training, the result, then the curves and the predictions
     history = fit(run, train_batches, test_batches, normalize=normalize, save_every=args.save_every)
     if distributed.is_first():
+        print(task.result.format(**history[-1]), flush=True)
         draw_curves(history, out / "curves.png", score=task.score)
         draw_predictions(run.ema or run.model, test_batches, out / "predictions.png", normalize=normalize,
                          device=device)
-        print(task.result.format(**history[-1]))
 
 
 def main() -> None:

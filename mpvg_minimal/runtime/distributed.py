@@ -4,6 +4,7 @@
 NCCL tensors on a GPU, in one process group.
 """
 import os
+import platform
 from collections.abc import Callable
 from typing import Any
 
@@ -61,6 +62,17 @@ def on_this_machine() -> tuple[int, int]:
 def was_restarted() -> bool:
     """Whether `torchrun --max-restarts` started this process again after a failure."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+
+
+def launch() -> str:
+    """A name of the `torchrun` that started this process: the same after a restart, and another one next time.
+
+    It is --rdzv-id, if one was given, otherwise the number of torchrun's own process. Empty without torchrun.
+    """
+    if "LOCAL_RANK" not in os.environ:
+        return ""
+    name = os.environ.get("TORCHELASTIC_RUN_ID", "none")
+    return name if name != "none" else f"{platform.node()} {os.getppid()}"
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:

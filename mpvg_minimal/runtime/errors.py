@@ -2,10 +2,13 @@
 
 Anything else is a mistake of ours and stays a traceback.
 """
+import errno
 import os
 import re
 import sys
 from contextlib import contextmanager
+
+from .streams import lasting_output
 
 
 class UserError(Exception):
@@ -40,7 +43,8 @@ class LostLoader(UserError):
 
     def __init__(self, why: BaseException):
         super().__init__(f"a process that loads images died ({reason(why).strip('.: ')}): out of memory, or of shared "
-                         "memory (in a container: a larger --shm-size)? Try fewer --workers, and go on with --resume")
+                         "memory (in a container: a larger --shm-size)? Try fewer --workers. A run that was saved goes "
+                         "on with --resume")
 
 
 class Interrupted(UserError):
@@ -94,21 +98,30 @@ def reason(error: BaseException, length: int = 120) -> str:
 @contextmanager
 def one_line_errors():
     """Put this around a script's main(). A `UserError` inside ends the process with its message and its exit code."""
-    try:
-        yield
-    except UserError as error:
-        message, exit_code = str(error), error.exit_code
-    except KeyboardInterrupt:                       # before training has begun, or the second one
-        message, exit_code = "interrupted, nothing more was saved", 130
-    except Exception as error:
-        known = exhausted(error) or lost_loader(error)
-        if not known:
-            raise
-        message, exit_code = str(known), known.exit_code
-    else:
-        return
+    with lasting_output() as out:
+        message, exit_code = "", 0
+        try:
+            yield
+            out.flush()
+        except UserError as error:
+            message, exit_code = str(error), error.exit_code
+        except KeyboardInterrupt:                   # before training has begun, or the second one
+            message, exit_code = "interrupted, nothing more was saved", 130
+        except Exception as error:
+            known = exhausted(error) or lost_loader(error)
+            if not known:
+                raise
+            message, exit_code = str(known), known.exit_code
+        if out.lost and not message and out.lost.errno not in (errno.EPIPE, errno.EIO):     # nobody reads any more
+            message, exit_code = f"what was printed could not be written to stdout ({reason(out.lost)})", 1
+        if message:
+            print_error(message)
+            raise SystemExit(exit_code)
+
+
+def print_error(message: str) -> None:
+    """Print the message as one line on stderr, with the process's number under torchrun."""
     process = f"[rank {os.environ['RANK']}] " if "RANK" in os.environ else ""       # set by torchrun
     words = " ".join(message.split())
     words = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in words)   # names of files
     print(f"{process}error:", words, file=sys.stderr, flush=True)
-    raise SystemExit(exit_code)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ..fold import fold_last_pe
 from ..runtime.errors import UserError, one_line_errors
+from ..runtime.memory import refuse_more_than_fits
 from ..runtime.precision import autocast
 from ..training import flags
 from ..training.loop import train_step
@@ -112,7 +113,7 @@ def summary(what: str, seconds: list[float], once: list[float], batch: int) -> d
 
 
 def main() -> None:
-    parser = flags.Parser(prog="python -m mpvg_minimal.tools.cost", description=__doc__.split("\n")[0])
+    parser = flags.Parser(__doc__, prog="python -m mpvg_minimal.tools.cost")
     parser.add_argument("--models", nargs="+", choices=list(BATCH), default=["vit_lite", "deit_tiny", "deit_small"])
     parser.add_argument("--device", default="auto")
     parser.add_argument("--amp", choices=["auto", "bf16", "fp16", "off"], default="auto")
@@ -120,12 +121,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=flags.number(int, least=1), default=61)
     parser.add_argument("--compile", action="store_true", help="measure compiled models")
     parser.add_argument("--peers", action="store_true", help="beside timm's and vit-pytorch's ViT")
-    parser.add_argument("--out", type=Path, default=Path("results"))
+    parser.add_argument("--out", type=flags.path, default=Path("results"))
     args = parser.parse_args()
     device = flags.choose_device(args.device)
     amp = flags.choose_amp(args.amp, device)
     torch._dynamo.config.recompile_limit = 100          # all candidates share ViT.forward: past 8 it would run eagerly
     path = args.out / f"cost_{device.type}{'_compiled' if args.compile else ''}.json"
+    for name in args.models:
+        batch = args.batch or BATCH[name][device.type == "cuda"]
+        refuse_more_than_fits(12 * batch * SIZES[name]().patch_embed.image_size[0] ** 2, device, f"--batch {batch}")
     result = header("mpvg_minimal.tools.cost", device) | {"rounds": args.rounds, "amp": str(amp), "rows": []}
     write(result, path)                                 # now: whoever cannot should not learn it in an hour
     for name in args.models:

@@ -73,8 +73,8 @@ def largest(given: Any, expected: Tensor) -> float:
 
 
 def main() -> None:
-    parser = flags.Parser(prog="python -m mpvg_minimal.tools.export", description=__doc__.split("\n")[0])
-    parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder")
+    parser = flags.Parser(__doc__, prog="python -m mpvg_minimal.tools.export")
+    parser.add_argument("run", type=flags.path, metavar="RUN", help="a run's folder")
     args = parser.parse_args()
     saved = checkpoint.newest(args.run)
     model = load_model(saved, build_dense if "task" in saved["settings"] else build_model)

@@ -65,8 +65,8 @@ def draw_counterbalance(balances: list[Balance], path: Path) -> None:
 
 
 def main() -> None:
-    parser = flags.Parser(prog="python -m mpvg_minimal.tools.plots", description=__doc__.split("\n")[0])
-    parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder")
+    parser = flags.Parser(__doc__, prog="python -m mpvg_minimal.tools.plots")
+    parser.add_argument("run", type=flags.path, metavar="RUN", help="a run's folder")
     parser.add_argument("--images", type=flags.number(int, least=2), default=512, help="test images to average over")
     args = parser.parse_args()
     saved = checkpoint.newest(args.run)

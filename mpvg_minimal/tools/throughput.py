@@ -17,6 +17,7 @@ from pathlib import Path
 from ..data.loading import choose_loader
 from ..runtime import distributed
 from ..runtime.errors import UserError, one_line_errors
+from ..runtime.memory import refuse_more_than_fits
 from ..training import flags, recipes
 from ..training.models import check_compile
 from ..vit import SIZES
@@ -25,11 +26,12 @@ from .throughput_parts import PARTS, Setup
 
 
 def main() -> None:
-    parser = flags.Parser(prog="python -m mpvg_minimal.tools.throughput", description=__doc__.split("\n")[0])
+    parser = flags.Parser(__doc__, prog="python -m mpvg_minimal.tools.throughput")
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=["limit", "data", "batch"])
     flags.add_flags(parser, models=list(SIZES))
     parser.add_argument("--dataset", choices=["shapes", "cifar10", "cifar100", "imagenet"], default="shapes")
-    parser.add_argument("--cache", type=Path, metavar="DIR", help="for --dataset imagenet, as in train_imagenet.py")
+    parser.add_argument("--cache", type=flags.path, metavar="DIR",
+                        help="for --dataset imagenet, as in train_imagenet.py")
     parser.add_argument("--sizes", nargs="+", type=flags.number(int, least=1),
                         default=[128, 256, 512, 1024, 2048, 4096])
     parser.add_argument("--matrix", type=flags.number(int, least=1), default=2048, help="side of the product, on CPU")
@@ -48,6 +50,9 @@ def main() -> None:
     size, classes = (224, 1000) if args.dataset == "imagenet" else (32, 100)
     settings = flags.settings_of(args, recipe, amp=amp, loader=loader, dataset=args.dataset, num_classes=classes,
                                  image_size=size)
+    largest = max([recipe.batch_size, *args.sizes] if "batch" in args.parts else [recipe.batch_size])
+    refuse_more_than_fits(12 * largest * size ** 2, device, f"a batch of {largest} images")
+    refuse_more_than_fits(12 * args.matrix ** 2 if "limit" in args.parts else 0, device, f"--matrix {args.matrix}")
     result = header("mpvg_minimal.tools.throughput", device) | {"settings": settings, "rounds": args.rounds}
     for part in args.parts:
         result[part] = PARTS[part](Setup(args, recipe, settings, device, amp))

@@ -8,14 +8,19 @@ Loading always uses `weights_only=True`. An ordinary pickle runs any code that i
 only tensors and plain types are loaded. So nothing else is saved.
 """
 import io
+import math
+import pickle
+import re
 import sys
 import zipfile
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
-from ..runtime.errors import UserError, reason
+from ..runtime.errors import NonFinite, UserError, exhausted, reason
 from ..runtime.files import replacing
 
 NEWEST, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
@@ -37,6 +42,18 @@ def save(folder: Path, content: dict[str, Any]) -> None:
         file.write(whole.getbuffer())
 
 
+def refuse_non_finite(models: list[nn.Module | None], history: list[dict[str, Any]], *, saved_at: str) -> None:
+    """NonFinite if a weight, or a number in these metrics, is NaN or infinite.
+
+    The last update of an epoch may spoil the weights, and no later loss of that epoch tells.
+    """
+    bad = [f"{name} of epoch {line['epoch']}" for line in history for name, value in line.items()
+           if isinstance(value, float) and not math.isfinite(value)]
+    weights = [tensor for model in models if model for tensor in model.state_dict().values()]
+    if bad or not torch.stack([tensor.isfinite().all() for tensor in weights]).all():
+        raise NonFinite(f"{bad[0] if bad else 'a weight'} is not finite any more", saved_at)
+
+
 def read(path: Path) -> dict[str, Any]:
     """The content of one checkpoint, on the CPU. UserError if it is missing, damaged, or no checkpoint of a run."""
     problem = damage(path)
@@ -44,11 +61,20 @@ def read(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} cannot be read as a checkpoint: {problem}")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(f"{path} cannot be read as a checkpoint: it holds code, not only tensors: do not load it "
+                        f"({code_in(error)})") from error
     except Exception as error:                      # whatever a foreign file makes torch raise
         raise UserError(f"{path} cannot be read as a checkpoint: {reason(error)}") from error
-    if not isinstance(content, dict) or "settings" not in content or "model" not in content:
+    if not all(isinstance(content, dict) and isinstance(content.get(key), dict) for key in ("settings", "model")):
         raise UserError(f"{path} is not a checkpoint of a run: it holds no settings and model")
     return content
+
+
+def code_in(error: pickle.UnpicklingError) -> str:
+    """The name of what the file would have called, if torch says it."""
+    found = re.search(r"(?:GLOBAL|Unsupported \w+:?) ([\w.]+)", str(error))
+    return found[1] if found else reason(error)
 
 
 def damage(path: Path) -> str | None:
@@ -77,4 +103,22 @@ def newest(folder: Path) -> dict[str, Any]:
             for problem in problems:
                 print(f"warning: {problem}; going on from {path}", file=sys.stderr)
             return content
-    raise UserError("; ".join(problems) or f"nothing to resume: {folder} holds no checkpoint")
+    raise UserError("; ".join(problems) or f"{folder} holds no checkpoint")
+
+
+def there(folder: Path) -> bool:
+    """Whether the folder holds a checkpoint, damaged or not."""
+    return any((folder / name).exists() for name in (NEWEST, PREVIOUS))
+
+
+@contextmanager
+def of_this_version():
+    """Inside, a checkpoint's content is used. What does not fit is a UserError: another version made it."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, AssertionError) as error:
+        if exhausted(error):
+            raise
+        raise UserError(f"the checkpoint does not fit this code ({reason(error)}): another version of it, or another "
+                        "project, made the checkpoint; use the version that its config.json names, or train again"
+                        ) from error

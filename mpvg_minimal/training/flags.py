@@ -4,42 +4,22 @@ If a flag is omitted, the recipe's value is used (recipes.py). The `settings` of
 to OUT/config.json and to every checkpoint, and compared when the run is resumed.
 """
 import argparse
-import math
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..runtime.errors import UserError
 from . import checkpoint
-from .folder import refuse_other_settings
+from .folder import holds_run, read_config, refuse_other_settings
+from .parsing import LARGEST_IMAGE, Parser, most_processes, number, path  # noqa: F401 so that all are under one name
 from .recipes import Recipe
-
-
-class Parser(argparse.ArgumentParser):
-    """A wrong flag is a UserError, so one line on stderr instead of a page of usage."""
-
-    def error(self, message: str) -> None:
-        raise UserError(f"{message} ({self.prog} --help lists the flags)")
-
-
-def number(kind: type, *, above: float | None = None, least: float | None = None, below: float = math.inf) -> Any:
-    """A type for argparse: a finite int or float within the bounds."""
-    def parse(text: str):
-        value = kind(text)                                      # ValueError: argparse says that it is no such number
-        if not abs(value) < below or above is not None and value <= above or least is not None and value < least:
-            bound = f"above {above}" if above is not None else f"at least {least}"
-            bound += f" and below {below}" if below < math.inf else ""
-            raise argparse.ArgumentTypeError(f"{text} is out of range: it must be {bound}")
-        return value
-    parse.__name__ = {int: "whole number", float: "number"}[kind]
-    return parse
 
 
 def add_flags(parser: argparse.ArgumentParser, models: list[str]) -> None:
     """Add the flags that all training scripts have. None as a default means that the flag was not given."""
-    parser.add_argument("--data-dir", default="data", help="where the data is, or goes (default: %(default)s)")
+    parser.add_argument("--data-dir", type=path, default="data",
+                        help="where the data is, or goes (default: %(default)s)")
     parser.add_argument("--model", choices=models, help="default: the recipe's")
     parser.add_argument("--gap", dest="pool", action="store_const", const="gap",
                         help="global average pooling (default: a class token)")
@@ -60,7 +40,8 @@ def add_flags(parser: argparse.ArgumentParser, models: list[str]) -> None:
     parser.add_argument("--limit", type=number(int, least=1), metavar="N", help="only N training and N test images")
     parser.add_argument("--loader", choices=["auto", "device", "workers"], default="auto",
                         help="hold and augment the images on the device, or in worker processes (auto: by the data)")
-    parser.add_argument("--workers", type=number(int, least=0), help="processes that load images (default: by cores)")
+    parser.add_argument("--workers", type=number(int, least=0, most=most_processes()),
+                        help="processes that load images (default: by cores)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: %(default)s)")
     parser.add_argument("--amp", choices=["auto", "bf16", "fp16", "off"], default="auto",
                         help="mixed precision, on CUDA only")
@@ -68,7 +49,7 @@ def add_flags(parser: argparse.ArgumentParser, models: list[str]) -> None:
                         help="torch.compile the model, in this mode; reduce-overhead replays CUDA graphs")
     parser.add_argument("--save-every", type=number(float, least=0), default=60.0, metavar="SECONDS",
                         help="least time between checkpoints at epochs' ends (default: %(default)g; 0: after each)")
-    parser.add_argument("--out", type=Path, help="the run's folder (default: runs/ and the settings)")
+    parser.add_argument("--out", type=path, help="the run's folder (default: runs/ and the settings)")
     parser.add_argument("--resume", action="store_true", help="go on with the run in OUT")
 
 
@@ -92,12 +73,15 @@ def settings_of(args: argparse.Namespace, recipe: Recipe, *, amp: torch.dtype | 
 def take_from_init(args: argparse.Namespace) -> str | None:
     """--init: give `args` the checkpoint's model where no flag names one. Returns the checkpoint's path.
 
+    A run that is resumed knows its model, so the checkpoint need not be there any more.
     UserError for a flag that names another model.
     """
     if args.init is None:
         return None
-    saved = checkpoint.read(args.init)["settings"]
-    model = {key: saved[key] for key in ("model", "pool", "pe", "pe_init")}
+    resumed = args.resume and args.out and holds_run(args.out)
+    saved = (read_config(args.out) if resumed else checkpoint.read(args.init))["settings"]
+    with checkpoint.of_this_version():
+        model = {key: saved[key] for key in ("model", "pool", "pe", "pe_init")}
     given = {key: getattr(args, key) for key in model if getattr(args, key) is not None}
     refuse_other_settings({key: model[key] for key in given}, given, advice="leave that flag out")
     vars(args).update(model)

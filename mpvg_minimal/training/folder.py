@@ -1,41 +1,73 @@
 """A run's folder: whether a run may use it, and the settings that are kept in it."""
+import errno
+import fcntl
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..runtime import distributed
-from ..runtime.errors import UserError
+from ..runtime.errors import UserError, reason
 from ..runtime.files import write_text
 from ..runtime.provenance import environment
+from . import checkpoint
 
 
 def choose_out(out: Path | None, settings: dict[str, Any], *, resume: bool) -> Path:
-    """The run's folder, which is made if it is missing. None: runs/ and a name from the settings.
+    """The run's folder, which is made if it is missing and is this run's until it ends. None: runs/ and a name.
 
-    UserError if it cannot be written, if it holds a run and `resume` is False or the other way round, or if its run
-    has other settings.
+    UserError if it cannot be written, if another process uses it, if it holds a run and `resume` is False, or if its
+    run has other settings.
     """
     out = out or Path("runs") / "{dataset}_{model}_{pool}_{pe}_seed{seed}".format(**settings)
+    distributed.first_process_first(lambda: distributed.is_first() and claim(out, settings, resume=resume))
+    return out
+
+
+def claim(out: Path, settings: dict[str, Any], *, resume: bool) -> None:
+    """`choose_out` in the first process, whose folder it is."""
+    lock = out / ".lock"                                # says by whom the folder is used, and which torchrun began
     try:
-        config = (out / "config.json").exists()
-        holds = config or any(out.glob("checkpoint*.pt"))
-        if holds and not resume and not distributed.was_restarted():
+        holds = holds_run(out)
+        restarted = distributed.was_restarted() and lock.exists() and lock.read_bytes() == distributed.launch().encode()
+        if holds and not resume and not restarted:
             raise UserError(f"{out} holds a run already: --resume goes on with it, another --out starts a new one")
-        if resume and not holds and not distributed.was_restarted():
-            raise UserError(f"--resume, but {out} holds no run: start one without it, or name its folder by --out")
-        if config:          # now, before the data is opened; the checkpoint's settings are compared once more later
+        if (out / "config.json").exists():              # now, before the data is opened
             saved = {key: read_config(out)["settings"].get(key) for key in settings}
             refuse_other_settings(saved, settings, may_differ=("epochs",))
         out.mkdir(parents=True, exist_ok=True)
-        probe = out / f".writable.{distributed.rank()}"
-        probe.touch()
-        probe.unlink()
+        lock.touch()
+        take(lock, out)
     except OSError as error:
         raise UserError(f"--out {out} cannot be written ({error.strerror}): name another folder") from error
-    distributed.barrier()    # no process writes there before all have looked
-    return out
+    if resume and not holds:
+        print(f"{out} holds no run yet: beginning one", flush=True)
+
+
+def holds_run(out: Path) -> bool:
+    return (out / "config.json").exists() or checkpoint.there(out)
+
+
+def take(lock: Path, out: Path) -> None:
+    """Lock the file until this process ends, and write the name of our `torchrun` there.
+
+    UserError if another process has it.
+
+    Not `flock`: a process that loads images would inherit that lock, and hold it when its run was killed. The file
+    is never closed, because closing it would give up the lock.
+    """
+    file = os.open(lock, os.O_RDWR)
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            raise UserError(f"another process is training in {out}: wait for its end, or name another --out") from error
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP):     # no locks there
+            raise
+    os.ftruncate(file, 0)
+    os.pwrite(file, distributed.launch().encode(), 0)
 
 
 def refuse_other_settings(saved: dict[str, Any], now: dict[str, Any], *, may_differ: tuple[str, ...] = (),
@@ -47,16 +79,26 @@ def refuse_other_settings(saved: dict[str, Any], now: dict[str, Any], *, may_dif
                             f"{advice}")
 
 
-def write_config(run: Path, settings: dict[str, Any], *, data_dir: str, device: torch.device) -> None:
+def write_config(run: Path, settings: dict[str, Any], *, data_dir: str | Path, device: torch.device) -> None:
     """Write RUN/config.json, from the first process: the settings, and what else the result depends on."""
     if distributed.is_first():
-        config = {"settings": settings, "environment": environment(device), "data_dir": data_dir}
+        config = {"settings": settings, "environment": environment(device), "data_dir": str(data_dir)}
         write_text(run / "config.json", json.dumps(config, indent=2) + "\n")
 
 
 def read_config(run: Path) -> dict[str, Any]:
-    """The content of RUN/config.json. UserError if the folder holds no run."""
+    """The content of RUN/config.json: settings, environment, data_dir. If the file is damaged, a checkpoint tells.
+
+    UserError if the folder holds no run.
+    """
     try:
-        return json.loads((run / "config.json").read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{run} holds no run: config.json is missing or damaged ({type(error).__name__})") from error
+        config = json.loads((run / "config.json").read_text())
+        if isinstance(config["settings"], dict) and isinstance(config["data_dir"], str):
+            return {"environment": {}, **config}
+        problem = "wrong types"
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        problem = reason(error)
+    if not checkpoint.there(run):
+        raise UserError(f"{run} holds no run: config.json is missing or damaged ({problem}) and there is no "
+                        "checkpoint; a new run needs another folder")
+    return {"settings": checkpoint.newest(run)["settings"], "environment": {}, "data_dir": "data"}

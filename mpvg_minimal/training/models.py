@@ -1,4 +1,5 @@
 """The models of runs: built, loaded, begun with another run's weights; and whether they can be compiled here."""
+import math
 import os
 import shutil
 import sysconfig
@@ -8,7 +9,9 @@ from typing import Any
 
 import torch
 
+from ..runtime import distributed
 from ..runtime.errors import UserError
+from ..runtime.memory import refuse_more_than_fits
 from ..vit import SIZES, ViT, resize_pe
 from . import checkpoint
 from .recipes import Recipe
@@ -29,10 +32,21 @@ def build_model(settings: dict[str, Any]) -> ViT:
         raise UserError(f"{settings['model']} cannot be built: {error}") from error
 
 
-def refuse_size(settings: dict[str, Any]) -> None:
-    """UserError if the model does not take images of this size. It needs no data, and no memory for weights."""
-    with torch.device("meta"):
-        build_model({**settings, "num_classes": 1})
+def refuse_size(settings: dict[str, Any], device: torch.device) -> None:
+    """UserError if the model does not take images of this size, or if this device cannot hold the model or a batch.
+
+    It needs no data, and no memory for weights. Counted are weights, gradients, AdamW's two copies, and the images.
+    """
+    size, batch = settings["image_size"], min(settings["batch_size"], settings["limit"] or settings["batch_size"])
+    share = batch / distributed.count()
+    refuse_more_than_fits(3 * size ** 2 * share * (1 + 4 / settings["accumulate"]), device,
+                          f"a batch of {batch} images of size {size} (--batch-size)")
+    try:
+        with torch.device("meta"):
+            weights = sum(p.numel() for p in build_model({**settings, "num_classes": 1}).parameters())
+    except RuntimeError:                                        # more weights than an int64 can count
+        weights = math.inf
+    refuse_more_than_fits(16 * weights, device, f"{settings['model']} for images of size {size} (--image-size)")
 
 
 def load_model(saved: dict[str, Any], build: Callable = build_model) -> Any:
@@ -40,22 +54,26 @@ def load_model(saved: dict[str, Any], build: Callable = build_model) -> Any:
 
     saved: a checkpoint's content. build: settings -> model, for another task than classification.
     """
-    model = build(saved["settings"])
-    model.load_state_dict(saved["ema"] or saved["model"])
+    with checkpoint.of_this_version():
+        model = build(saved["settings"])
+        model.load_state_dict(saved["ema"] or saved["model"])
     return model.eval()
 
 
-def init_from(vit: ViT, path: str | None) -> None:
-    """Give `vit` the weights of a classification run's checkpoint; None: nothing is changed.
+def init_from(vit: ViT, path: str | None, out: Path) -> None:
+    """Give `vit` the weights of a classification run's checkpoint. Nothing is changed if `path` is None, or if the
+    run's folder `out` holds a checkpoint of its own, which will be loaded.
 
     PE is resized to the image size of `vit`. The head is taken too if the number of classes is the same.
     """
-    if path is None:
+    if path is None or checkpoint.there(out):
         return
     saved = checkpoint.read(Path(path))
     if "task" in saved["settings"]:
         raise UserError(f"--init {path} is of a {saved['settings']['task']} run, not of a classification run")
-    weights = resize_pe(load_model(saved), vit.patch_embed.image_size).state_dict()
+    model = load_model(saved)
+    with checkpoint.of_this_version():
+        weights = resize_pe(model, vit.patch_embed.image_size).state_dict()
     own = vit.state_dict()
     for name in ("head.weight", "head.bias"):
         if name not in own or own[name].shape != weights[name].shape:

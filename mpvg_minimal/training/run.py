@@ -4,7 +4,6 @@ Source of the loss scaling: Micikevicius et al. 2018 (mixed precision); weight d
 """
 import copy
 import json
-import math
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,7 +14,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..runtime import distributed
-from ..runtime.errors import NonFinite, UserError
+from ..runtime.errors import UserError
 from ..runtime.files import write_text
 from ..runtime.precision import autocast, prepare
 from . import checkpoint
@@ -72,7 +71,7 @@ class Run:
 
         NonFinite, and nothing is written, if a weight or a metric of the last epoch is NaN or infinite.
         """
-        self.refuse_non_finite()
+        checkpoint.refuse_non_finite([self.model, self.ema], self.history[-1:], saved_at=self.saved_at)
         totals = self.totals.new_zeros(distributed.count(), 2)      # each process has its own: a row for each
         totals[distributed.rank()] = self.totals
         totals = distributed.all_reduce_sum(totals)
@@ -84,15 +83,6 @@ class Run:
                 "totals": totals.cpu(), **{name: getattr(self, name) for name in COUNTERS}})
             self.write_metrics()
 
-    def refuse_non_finite(self) -> None:
-        """The last update of an epoch may spoil the weights, and no later loss tells."""
-        bad = [name for line in self.history[-1:] for name, value in line.items()
-               if isinstance(value, float) and not math.isfinite(value)]
-        weights = [tensor for model in (self.model, self.ema) if model for tensor in model.state_dict().values()]
-        if bad or not torch.stack([tensor.isfinite().all() for tensor in weights]).all():
-            raise NonFinite(f"{bad[0] if bad else 'a weight'} is not finite after {self.epoch} epochs and {self.step} "
-                            "steps", self.saved_at)
-
     def write_metrics(self) -> None:
         write_text(self.out / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in self.history))
 
@@ -101,15 +91,18 @@ class Run:
 
         UserError if other settings made it, or if the processes do not all find the same one.
         """
-        if any(self.out.glob("checkpoint*.pt")):
+        if checkpoint.there(self.out):
             self.load()
         if len(set(distributed.all_gather((self.epoch, self.step)))) > 1:
             raise UserError(f"the processes found different checkpoints in {self.out}: --out has to be a folder that "
                             "all of them share")
 
     def load(self) -> None:
-        """Take over OUT's newest checkpoint. UserError if there is none, or if other settings made it."""
-        saved = checkpoint.newest(self.out)
+        """Take over OUT's newest checkpoint. UserError if there is none, or if other settings or code made it."""
+        with checkpoint.of_this_version():
+            self.take_over(checkpoint.newest(self.out))
+
+    def take_over(self, saved: dict[str, Any]) -> None:
         refuse_other_settings(saved["settings"], self.settings, may_differ=("epochs",))
         if self.settings["epochs"] < saved["settings"]["epochs"]:
             raise UserError(f"the run was started for {saved['settings']['epochs']} epochs, got --epochs "

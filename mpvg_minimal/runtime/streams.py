@@ -1,0 +1,47 @@
+"""Output that may go away: `| head -1` ends, a terminal is closed, a disk is full. The program goes on without it."""
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TextIO
+
+
+class Lasting:
+    """A stream that drops what cannot be written, and remembers why."""
+
+    def __init__(self, stream: TextIO):
+        self.stream = stream
+        self.lost: OSError | None = None
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")       # letters that the terminal's encoding does not have
+
+    def write(self, text: str) -> None:
+        self.attempt(self.stream.write, text)
+
+    def flush(self) -> None:
+        self.attempt(self.stream.flush)
+
+    def attempt(self, call: Any, *values: str) -> None:
+        try:
+            call(*values)
+        except OSError as error:
+            self.lost = error
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.stream.fileno())              # what is buffered can be flushed to there
+            os.close(nowhere)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+@contextmanager
+def lasting_output() -> Iterator[Lasting]:
+    """Inside, stdout and stderr are `Lasting`. Yields stdout. A stream that was closed from the start is /dev/null."""
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (Lasting(stream or open(os.devnull, "w")) for stream in before)
+    try:
+        yield sys.stdout
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        sys.stdout, sys.stderr = before

@@ -1,0 +1,65 @@
+"""How all commands read their flags: a wrong one is one line."""
+import argparse
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from ..runtime.errors import UserError
+
+LARGEST_IMAGE = 65_535  # height and width in pixels: JPEG knows no larger one
+LARGEST = 10 ** 9       # whole numbers: no run has more epochs, images, steps or rounds
+
+
+class Parser(argparse.ArgumentParser):
+    """A wrong flag is a UserError, so one line on stderr instead of a page of usage.
+
+    doc: the module's docstring, whose first line is shown by --help. `python -OO` has none.
+    """
+
+    def __init__(self, doc: str | None = None, **options: Any):
+        super().__init__(description=(doc or "").split("\n")[0], **options)
+
+    def error(self, message: str) -> None:
+        raise UserError(f"{message} ({self.prog} --help lists the flags)")
+
+
+def most_processes() -> int:
+    """The largest sensible number of processes that load images or train, on this machine."""
+    return max(16, 4 * (os.cpu_count() or 1))
+
+
+def number(kind: type, *, above: float | None = None, least: float | None = None,
+           most: float | None = None, below: float | None = None) -> Any:
+    """A type for argparse: a finite int or float within the bounds. No int is larger than `LARGEST` without a bound."""
+    if most is None and below is None:
+        most = LARGEST if kind is int else None
+
+    def parse(text: str):
+        try:
+            value = kind(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"{short(text)} is no {parse.__name__}") from error
+        bounds = {"above": above, "at least": least, "at most": most, "below": below}
+        bad = (above is not None and value <= above or least is not None and value < least or
+               most is not None and value > most or below is not None and value >= below)
+        if bad or kind is float and not math.isfinite(value):
+            words = " and ".join(f"{name} {bound}" for name, bound in bounds.items() if bound is not None)
+            raise argparse.ArgumentTypeError(f"{short(text)} is out of range: it must be {words or 'finite'}")
+        return value
+    parse.__name__ = {int: "whole number", float: "number"}[kind]
+    return parse
+
+
+def short(text: str) -> str:
+    """Text of a user, to be repeated in an error."""
+    return repr(text) if len(text) < 40 else f"{text[:30]!r}... ({len(text)} characters)"
+
+
+def path(text: str) -> Path:
+    """A type for argparse: the name of a file or a folder."""
+    long = any(len(os.fsencode(part)) > 255 for part in Path(text).parts) or len(os.fsencode(text)) > 4000
+    if not text.strip() or "\0" in text or long:
+        why = "too long" if long else "empty" if not text.strip() else "not one line without a null byte"
+        raise argparse.ArgumentTypeError(f"{short(text)} cannot be a file's name: it is {why}")
+    return Path(text)
