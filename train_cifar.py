@@ -5,6 +5,10 @@
 
 The file is the story of a run, step by step. What happens in its last step, `fit`: mpvg_minimal/training/loop.py.
 """
+# The package first: from here on Ctrl-C is one line, also while torch is imported.
+from mpvg_minimal.runtime.errors import one_line_errors
+
+# isort: split
 import argparse
 
 import torch
@@ -12,7 +16,6 @@ import torch
 from mpvg_minimal.data import sources
 from mpvg_minimal.data.loading import choose_loader, make_batches, normalizer
 from mpvg_minimal.runtime import distributed
-from mpvg_minimal.runtime.errors import one_line_errors
 from mpvg_minimal.training import flags, recipes
 from mpvg_minimal.training.curves import draw_curves
 from mpvg_minimal.training.folder import choose_out, write_config

@@ -10,6 +10,10 @@ processes, so the recipe is the same everywhere. Accuracy and hours on ImageNet:
 batches each in shared memory: 4.9 GB at 1024 images. Containers often give 64 MB, docker run --shm-size 8g gives more.
 The same story as train_cifar.py, with larger images.
 """
+# The package first: from here on Ctrl-C is one line, also while torch is imported.
+from mpvg_minimal.runtime.errors import UserError, one_line_errors
+
+# isort: split
 import argparse
 
 import torch
@@ -17,7 +21,6 @@ import torch
 from mpvg_minimal.data import cache, sources
 from mpvg_minimal.data.loading import choose_loader, choose_workers, make_batches, normalizer
 from mpvg_minimal.runtime import distributed
-from mpvg_minimal.runtime.errors import UserError, one_line_errors
 from mpvg_minimal.runtime.precision import autocast
 from mpvg_minimal.training import checkpoint, flags, recipes
 from mpvg_minimal.training.curves import draw_curves

@@ -112,7 +112,7 @@ def call(script: str, *flags: Any, fault: Callable[[], None] | None = None) -> C
         sources.open_shapes = small_shapes
         if fault:
             fault()
-        sys.argv = [f"{script}.py", *map(str, flags)]
+        sys.argv = [script if "." in script else f"{script}.py", *map(str, flags)]
         importlib.import_module(script).main()
     return function
 

@@ -53,10 +53,11 @@ def nothing_is_built(monkeypatch):
 
 # Flags: what is wrong for each. A flag without an entry here fails test_every_flag_has_a_case.
 
-WHOLE = ["-1", "0", "abc", "1.5", "", "nan", "1e3"]
+WHOLE = ["-1", "0", "abc", "1.5", "", "nan", "1e3", "9" * 12, "9" * 400, "9" * 5000]
 WHOLE_OR_ZERO = [value for value in WHOLE if value != "0"]
+NAMES = ["", "\0", "x" * 300, "y/" * 3000, None]
 CASES = {
-    "--data-dir": [None], "--model": ["vit_huge", "", None], "--gap": ["=1"], "--mpvg": ["=1"], "--pvg": ["=1"],
+    "--data-dir": NAMES, "--model": ["vit_huge", "", None], "--gap": ["=1"], "--mpvg": ["=1"], "--pvg": ["=1"],
     "--lape": ["=1"], "--no-pe": ["=1"], "--pe-init": ["zeros", "", None], "--epochs": [*WHOLE, None],
     "--batch-size": [*WHOLE, None], "--lr": ["-1", "0", "abc", "", "nan", "inf", None],
     "--ema": ["-0.1", "1", "1.5", "abc", "", "nan", None],
@@ -64,10 +65,10 @@ CASES = {
     "--workers": [*WHOLE_OR_ZERO, None],
     "--device": ["cuda", "cuda:0", "cpu:1", "meta", "gpu", "", "-1", None], "--amp": ["bf16", "fp16", "int8", None],
     "--compile": ["=1", "max-autotune", "reduce-overhead"],
-    "--save-every": ["-1", "abc", "", "nan", "inf", None], "--out": [None], "--resume": ["=1"],
+    "--save-every": ["-1", "abc", "", "nan", "inf", None], "--out": NAMES, "--resume": ["=1"],
     "--dataset": ["mnist", None],
-    "--image-size": [*WHOLE, None], "--accumulate": [*WHOLE, None], "--eval": ["nosuch.pt", "", None],
-    "--init": ["nosuch.pt", "", None], "--cache": [None],
+    "--image-size": [*WHOLE, None], "--accumulate": [*WHOLE, None], "--eval": ["nosuch.pt", *NAMES],
+    "--init": ["nosuch.pt", *NAMES], "--cache": NAMES,
 }
 
 
@@ -100,9 +101,9 @@ def test_a_wrong_value_is_refused(script, flag, value, nothing_is_built, capsys,
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     given = [flag] if value is None else [flag + value] if value.startswith("=") else [flag, value]
-    out = [] if flag == "--out" else ["--out", tmp_path / "out"]
+    out = [] if flag in ("--out", "--eval") else ["--out", tmp_path / "out"]
     line = one_line(capsys, script, *out, *given)
-    assert ("cannot be read as a checkpoint" if flag in ("--eval", "--init") and value is not None else flag) in line
+    assert ("cannot be read as a checkpoint" if value == "nosuch.pt" else flag) in line
 
 
 @pytest.mark.promise("bad flags")
@@ -110,14 +111,6 @@ def test_a_wrong_value_is_refused(script, flag, value, nothing_is_built, capsys,
 @pytest.mark.parametrize("flags", [("--nosuch",), ("--mpvg", "--pvg"), ("--no-pe", "--lape"), ("stray",)])
 def test_unknown_and_contradicting_flags(script, flags, nothing_is_built, capsys):
     assert flags[-1] in one_line(capsys, script, *flags)
-
-
-@pytest.mark.promise("bad flags")
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_resume_with_nothing_there(script, nothing_is_built, capsys, tmp_path):
-    assert "holds no run" in one_line(capsys, script, "--resume", "--out", tmp_path / "nothing")
-    assert not (tmp_path / "nothing").exists()
-    assert "holds no run" in one_line(capsys, script, "--resume", "--out", tmp_path)
 
 
 @pytest.mark.promise("bad flags")
@@ -138,7 +131,7 @@ def test_an_out_that_holds_another_run(script, file, nothing_is_built, capsys, t
 
 @pytest.mark.promise("bad flags")
 @pytest.mark.parametrize("script", SCRIPTS)
-@pytest.mark.parametrize("place", ["file", "file/below", "x" * 300, "forbidden"])
+@pytest.mark.parametrize("place", ["file", "file/below", "forbidden"])
 def test_an_out_that_cannot_be_written(script, place, nothing_is_built, capsys, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     if place == "forbidden":                        # root may write everywhere, so the refusal is put in

@@ -185,8 +185,8 @@ def test_nothing_that_is_not_finite_is_written(tmp_path, spoil):
     saving.epoch, saving.step = 1, 4
     if spoil == "metric":
         saving.epoch, saving.history = 2, [*saving.history, {"epoch": 2, "test_loss": math.nan}]
-    with pytest.raises(NonFinite, match="(test_loss of epoch 2|a weight) is not finite any more; the last good checkpoint is after"
-                                        " 1 epochs and 0 steps"):
+    with pytest.raises(NonFinite, match="(test_loss of epoch 2|a weight) is not finite any more; the last good "
+                                        "checkpoint is after 1 epochs and 0 steps"):
         saving.save()
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before_it
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mpvg_minimal import PESchedule, ViT
+from mpvg_minimal import ViT
 from mpvg_minimal.training import recipes
 from mpvg_minimal.training.models import build_model
 
@@ -109,8 +109,7 @@ class OnePart(nn.Module):
 @torch.no_grad()
 def build(settings: dict[str, Any]) -> ViT:
     """A cell's model. Weights that `gap once` has too start as they do there; a class token's PE row is its own."""
-    pe = settings["pe"] if isinstance(settings["pe"], str) else PESchedule(**settings["pe"])
-    model = build_model(settings | {"pe": pe})
+    model = build_model(settings)
     shared = build_model(settings | {"pe": "once", "pool": "gap", "pe_init": "learned"}).state_dict()
     own = model.state_dict()
     for name in own.keys() & shared.keys():

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import nms
 
+from ..runtime.files import write_figure
 from .files import IGNORED
 
 
@@ -47,4 +48,4 @@ def draw_dense(images: Tensor, truths: Any, found: Any, path: Path) -> None:
                 for label, x1, y1, x2, y2 in target.tolist():
                     corner, color = (x1 - 0.5, y1 - 0.5), f"C{int(label) % 10}"
                     axis.add_patch(Rectangle(corner, x2 - x1, y2 - y1, fill=False, color=color, linewidth=2))
-    figure.savefig(path, dpi=120)
+    write_figure(path, figure)

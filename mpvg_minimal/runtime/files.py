@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from .errors import UserError, reason
 
@@ -60,6 +60,12 @@ def write_text(path: Path, text: str, **options: str) -> None:
     """Write a small file. The options are those of `replacing`."""
     with replacing(path, **options) as file:
         file.write(text.encode())
+
+
+def write_figure(path: Path, figure: Any) -> None:
+    """Write a figure of matplotlib as PNG. UserError if it cannot be written."""
+    with replacing(path, advice="make room, or make the folder writable, and draw again") as file:
+        figure.savefig(file, dpi=120, format="png")
 
 
 def flush_folder(folder: Path) -> None:

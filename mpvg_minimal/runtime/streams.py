@@ -38,10 +38,10 @@ class Lasting:
 def lasting_output() -> Iterator[Lasting]:
     """Inside, stdout and stderr are `Lasting`. Yields stdout. A stream that was closed from the start is /dev/null."""
     before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = (Lasting(stream or open(os.devnull, "w")) for stream in before)
+    out, err = sys.stdout, sys.stderr = [Lasting(stream or open(os.devnull, "w")) for stream in before]
     try:
-        yield sys.stdout
+        yield out
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        out.flush()
+        err.flush()
         sys.stdout, sys.stderr = before

@@ -8,20 +8,21 @@ The second file needs onnx and onnxscript, and comparing it onnxruntime: pip ins
 import copy
 import importlib.util
 import io
+from collections.abc import Callable
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor, nn
 
 from ..dense.detection import Detector
 from ..dense.segmentation import Segmenter
-from ..dense.tasks import build_dense
 from ..fold import fold_last_pe
 from ..runtime.errors import UserError, one_line_errors
-from ..training import checkpoint, flags
-from ..training.models import build_model, load_model
+from ..runtime.files import replacing
+from ..training import flags
+from . import finished
 
 
 def folded(model: nn.Module) -> nn.Module:
@@ -45,20 +46,28 @@ def export(model: nn.Module, image_size: tuple[int, int], folder: Path) -> dict[
     small = folded(model)
     batch = torch.export.Dim("batch")
     program = torch.export.export(small, (torch.randn(2, 3, *image_size),), dynamic_shapes=({0: batch},))
-    torch.export.save(program, folder / "model.pt2")
+    write(folder / "model.pt2", lambda file: torch.export.save(program, file))
     images = torch.randn(5, 3, *image_size)
     expected = copy.deepcopy(model).eval()(images)                         # the model's own mode stays
     difference: dict[str, float | None] = {
         "model.pt2": largest(torch.export.load(folder / "model.pt2").module()(images), expected)}
     if all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript")):
         with redirect_stdout(io.StringIO()):                                # because it prints its progress
-            torch.onnx.export(program, f=str(folder / "model.onnx"), input_names=["images"], output_names=["scores"],
-                              external_data=False, verbose=False)
+            found = torch.onnx.export(program, input_names=["images"], output_names=["scores"], verbose=False)
+        write(folder / "model.onnx", lambda file: file.write(found.model_proto.SerializeToString()))
         difference["model.onnx"] = None
         if importlib.util.find_spec("onnxruntime"):
             given = run_onnx(folder / "model.onnx", images)
             difference["model.onnx"] = largest(given, expected)
     return difference
+
+
+def write(path: Path, save: Callable[[BinaryIO], Any]) -> None:
+    """save(file), to the file of this name. First in memory, because torch's writer aborts where a disk is full."""
+    whole = io.BytesIO()
+    save(whole)
+    with replacing(path, advice="make room, or make the folder writable, and export again") as file:
+        file.write(whole.getbuffer())
 
 
 def run_onnx(path: Path, images: Tensor) -> Tensor:
@@ -76,8 +85,7 @@ def main() -> None:
     parser = flags.Parser(__doc__, prog="python -m mpvg_minimal.tools.export")
     parser.add_argument("run", type=flags.path, metavar="RUN", help="a run's folder")
     args = parser.parse_args()
-    saved = checkpoint.newest(args.run)
-    model = load_model(saved, build_dense if "task" in saved["settings"] else build_model)
+    _, model = finished.load(args.run)
     vit = getattr(model, "vit", model)
     torch.manual_seed(0)
     difference = export(model, vit.patch_embed.image_size, args.run)

@@ -13,12 +13,13 @@ from ..balance import Balance, counterbalance
 from ..data import sources
 from ..data.loading import first_images
 from ..dense.targets import open_dense
-from ..dense.tasks import TASKS, build_dense
+from ..dense.tasks import TASKS
 from ..runtime.errors import UserError, one_line_errors
-from ..training import checkpoint, flags
+from ..runtime.files import write_figure
+from ..training import flags
 from ..training.curves import draw_curves
 from ..training.folder import read_config
-from ..training.models import load_model
+from . import finished
 
 
 def variance(values: Tensor) -> float:
@@ -61,28 +62,26 @@ def draw_counterbalance(balances: list[Balance], path: Path) -> None:
         bottom.set_xlabel("\n".join(lines), fontsize=8, va="top")
     axes[0, 0].set_ylabel("tokens: N")
     axes[1, 0].set_ylabel("PE: N")
-    figure.savefig(path, dpi=120)
+    write_figure(path, figure)
 
 
 def main() -> None:
     parser = flags.Parser(__doc__, prog="python -m mpvg_minimal.tools.plots")
     parser.add_argument("run", type=flags.path, metavar="RUN", help="a run's folder")
     parser.add_argument("--images", type=flags.number(int, least=2), default=512, help="test images to average over")
+    parser.add_argument("--data-dir", type=flags.path, help="where the data is (default: where it was in training)")
     args = parser.parse_args()
-    saved = checkpoint.newest(args.run)
+    saved, model = finished.load(args.run)
+    settings = saved["settings"]
     if not saved["history"]:
         raise UserError(f"{args.run} has not finished an epoch: there is nothing to draw yet")
-    settings = saved["settings"]
-    place = (settings["dataset"], read_config(args.run)["data_dir"], settings["image_size"])
-    if "task" in settings:
-        score, source = TASKS[settings["task"]].score, open_dense(settings["task"], *place)
-        model = load_model(saved, build_dense).vit
-    else:
-        score, source, model = "top1", sources.open_source(*place), load_model(saved)
-    draw_curves(saved["history"], args.run / "curves.png", score=score)
-    balances = counterbalance(model, first_images(source, args.images))
+    place = (settings["dataset"], args.data_dir or read_config(args.run)["data_dir"], settings["image_size"])
+    task = settings.get("task")
+    source = open_dense(task, *place) if task else sources.open_source(*place)
+    balances = counterbalance(model.vit if task else model, first_images(source, args.images))
+    print(counterbalance_table(balances), flush=True)
+    draw_curves(saved["history"], args.run / "curves.png", score=TASKS[task].score if task else "top1")
     draw_counterbalance(balances, args.run / "counterbalance.png")
-    print(counterbalance_table(balances))
     print(f"drawn: {args.run / 'curves.png'}, {args.run / 'counterbalance.png'}")
 
 

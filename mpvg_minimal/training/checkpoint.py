@@ -9,7 +9,6 @@ only tensors and plain types are loaded. So nothing else is saved.
 """
 import io
 import math
-import pickle
 import re
 import sys
 import zipfile
@@ -61,20 +60,19 @@ def read(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} cannot be read as a checkpoint: {problem}")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise UserError(f"{path} cannot be read as a checkpoint: it holds code, not only tensors: do not load it "
-                        f"({code_in(error)})") from error
     except Exception as error:                      # whatever a foreign file makes torch raise
-        raise UserError(f"{path} cannot be read as a checkpoint: {reason(error)}") from error
+        raise UserError(f"{path} cannot be read as a checkpoint: {code_in(error) or reason(error)}") from error
     if not all(isinstance(content, dict) and isinstance(content.get(key), dict) for key in ("settings", "model")):
         raise UserError(f"{path} is not a checkpoint of a run: it holds no settings and model")
     return content
 
 
-def code_in(error: pickle.UnpicklingError) -> str:
-    """The name of what the file would have called, if torch says it."""
-    found = re.search(r"(?:GLOBAL|Unsupported \w+:?) ([\w.]+)", str(error))
-    return found[1] if found else reason(error)
+def code_in(error: Exception) -> str | None:
+    """What to say where torch found more than tensors and plain types. None for any other exception."""
+    if type(error).__name__ != "UnpicklingError":
+        return None
+    found = re.search(r"(?:GLOBAL|[Uu]nsupported \w+:?) ([\w.]+)", str(error))
+    return f"it holds code, not only tensors: do not load it ({found[1] if found else reason(error)})"
 
 
 def damage(path: Path) -> str | None:

@@ -2,6 +2,8 @@
 from pathlib import Path
 from typing import Any
 
+from ..runtime.files import write_figure
+
 
 def draw_curves(history: list[dict[str, Any]], path: Path, *, score: str = "top1") -> None:
     """Draw the loss and the metric `score` over the epochs, from a run's metrics, into the image file `path`."""
@@ -18,4 +20,4 @@ def draw_curves(history: list[dict[str, Any]], path: Path, *, score: str = "top1
     left.set(xlabel="epoch", ylabel="loss")
     left.legend()
     right.set(xlabel="epoch", ylabel=label, title=f"last: {history[-1][score]:.4g}")
-    figure.savefig(path, dpi=120)
+    write_figure(path, figure)

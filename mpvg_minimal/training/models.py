@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ..layerwise_pe import PESchedule
 from ..runtime import distributed
 from ..runtime.errors import UserError
 from ..runtime.memory import refuse_more_than_fits
@@ -25,6 +26,8 @@ def build_model(settings: dict[str, Any]) -> ViT:
     options = {key: settings[key] for key in ("num_classes", "pool", "pe", "pe_init", "image_size", "stochastic_depth",
                                               "attention_dropout")}
     options |= {key: settings[key] for key in ("pe_std", "depth") if key in settings}
+    if isinstance(options["pe"], dict):                         # switches in place of a name: those of the ablations
+        options["pe"] = PESchedule(**options["pe"])
     torch.manual_seed(settings["seed"])
     try:
         return SIZES[settings["model"]](**options)
