@@ -8,38 +8,43 @@ Is PE at the last norm worth anything there, where it differs from token to toke
 Writes results/dense_shapes.json, every run with its settings and its metrics of each epoch, and from that file alone
 results/dense_shapes.md. "zeroed": the same model tested with LN'_last(p) = 0, so without PE at the last norm.
 """
-import argparse
-import json
-import subprocess
+# The package first: from here on Ctrl-C is one line, also while torch is imported.
 import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from mpvg_minimal.runtime.errors import one_line_errors
+
+# isort: split
+import json
 from typing import Any
 
 import torch
+from grid_jobs import in_children, read_runs
+from grid_report import mean_and_error
 
-ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tutorials")]
-
-from grid_report import mean_and_error  # noqa: E402
-
-from mpvg_minimal.data.loading import make_batches, normalizer  # noqa: E402
-from mpvg_minimal.dense import targets  # noqa: E402
-from mpvg_minimal.dense.tasks import TASKS, load_dense  # noqa: E402
-from mpvg_minimal.runtime.files import write_text  # noqa: E402
-from mpvg_minimal.runtime.precision import autocast  # noqa: E402
-from mpvg_minimal.training import checkpoint, flags  # noqa: E402
-from mpvg_minimal.training.folder import read_config  # noqa: E402
+from mpvg_minimal.data.loading import make_batches, normalizer
+from mpvg_minimal.dense import __main__ as dense
+from mpvg_minimal.dense import targets
+from mpvg_minimal.dense.tasks import TASKS, load_dense
+from mpvg_minimal.runtime.files import write_text
+from mpvg_minimal.runtime.precision import autocast
+from mpvg_minimal.training import checkpoint, flags
+from mpvg_minimal.training.folder import read_config
 
 SCHEDULES = {"none": ["--no-pe"], "once": [], "lape": ["--lape"], "pvg": ["--pvg"], "mpvg": ["--mpvg"]}
+ROOT = Path(__file__).parents[1]
+NEEDED = {"task": str, "pe": str, "seed": int, "score": float, "zeroed": (float, type(None)), "settings": dict,
+          "environment": {"commit"}.issubset, "machine": str}
 JSON, TABLE = ROOT / "results" / "dense_shapes.json", ROOT / "results" / "dense_shapes.md"
 
 
 def train(out: Path, task: str, schedule: str, seed: int) -> None:
     """One cell, as a user would run it; goes on where it was stopped."""
-    command = [sys.executable, "-m", "mpvg_minimal.dense", "--task", task, "--gap", *SCHEDULES[schedule],
-               "--seed", str(seed), "--out", str(out)]
-    resume = ["--resume"] if (out / "config.json").exists() else []
-    subprocess.run(command + resume, cwd=ROOT, check=True)
+    sys.argv = ["dense_grid.py", "--task", task, "--gap", *SCHEDULES[schedule], "--seed", str(seed), "--out", str(out),
+                "--resume"]
+    dense.main()
 
 
 @torch.no_grad()
@@ -92,26 +97,25 @@ def table(runs: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "dense_grid")
+    parser = flags.Parser(__doc__)
+    parser.add_argument("--seeds", type=flags.number(int, least=1), default=3)
+    parser.add_argument("--runs", type=flags.path, default=ROOT / "runs" / "dense_grid")
     parser.add_argument("--machine", help="what the table calls it (default: the device's name)")
     parser.add_argument("--table", action="store_true", help="train nothing")
     args = parser.parse_args()
-    JSON.parent.mkdir(exist_ok=True)
-    runs = json.loads(JSON.read_text()) if JSON.exists() else []
+    runs = read_runs(JSON, NEEDED)
     done = {(run["task"], run["pe"], run["seed"]) for run in runs}
     cells = [(task, pe, seed) for seed in range(args.seeds) for task in TASKS for pe in SCHEDULES]
-    for task, pe, seed in [] if args.table else cells:
-        if (task, pe, seed) not in done:
-            out = args.runs / f"{task}_{pe}_seed{seed}"
-            train(out, task, pe, seed)
-            runs.append(record(out, args.machine))
-            write_text(JSON, json.dumps(runs, indent=1) + "\n")
-    TABLE.write_text(table(runs))
+    jobs = [(args.runs / "{}_{}_seed{}".format(*cell), *cell) for cell in cells if cell not in done]
+    for out, *_ in in_children(train, [] if args.table else jobs):
+        runs.append(record(out, args.machine))
+        write_text(JSON, json.dumps(runs, indent=1) + "\n")
+    text = table(runs)
+    write_text(TABLE, text)
     missing = [cell for cell in cells if cell not in {(run["task"], run["pe"], run["seed"]) for run in runs}]
-    print(TABLE.read_text(), *[f"missing: {cell}" for cell in missing], sep="\n")
+    print(text, *[f"missing: {cell}" for cell in missing], sep="\n")
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

@@ -11,46 +11,52 @@ All other flags are train_cifar.py's. The cells: grid_cells.py. Finished runs ar
 and start it again. It writes results/grid_NAME.json, every run with its settings and measurements, and from that file
 alone results/grid_NAME.md and the figures; and maps of tokens and PE for two trained models.
 """
+# The package first: from here on Ctrl-C is one line, also while torch is imported.
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from mpvg_minimal.runtime.errors import UserError, one_line_errors
+
+# isort: split
 import argparse
 import itertools
 import json
-import multiprocessing
-import multiprocessing.connection
 import re
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
+from grid_cells import CELLS, GROUPS, REDUCED, REDUCED_LIMIT, TWELVE, TWELVE_PLAN, build
+from grid_figures import draw, draw_depth, draw_development
+from grid_jobs import in_child, in_children, read_runs
+from grid_report import table
 from torch import Tensor
 from torch.utils.data import Subset
 
+from mpvg_minimal import ViT, balance
+from mpvg_minimal.data import sources
+from mpvg_minimal.data.loading import choose_loader, first_images, make_batches, normalizer
+from mpvg_minimal.runtime.files import write_text
+from mpvg_minimal.runtime.precision import autocast
+from mpvg_minimal.runtime.provenance import device_name
+from mpvg_minimal.tools import plots
+from mpvg_minimal.training import checkpoint, flags, recipes
+from mpvg_minimal.training.folder import choose_out, read_config, write_config
+from mpvg_minimal.training.loop import fit
+from mpvg_minimal.training.models import check_compile, load_model
+from mpvg_minimal.training.run import start_run
+from mpvg_minimal.training.task import CLASSIFICATION
+
 ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tutorials")]
-
-from grid_cells import CELLS, GROUPS, REDUCED, REDUCED_LIMIT, TWELVE, TWELVE_PLAN, build  # noqa: E402
-from grid_figures import draw, draw_depth, draw_development  # noqa: E402
-from grid_report import table  # noqa: E402
-
-from mpvg_minimal import ViT, balance  # noqa: E402
-from mpvg_minimal.data import sources  # noqa: E402
-from mpvg_minimal.data.loading import choose_loader, first_images, make_batches, normalizer  # noqa: E402
-from mpvg_minimal.runtime.errors import UserError, one_line_errors  # noqa: E402
-from mpvg_minimal.runtime.files import write_text  # noqa: E402
-from mpvg_minimal.runtime.precision import autocast  # noqa: E402
-from mpvg_minimal.runtime.provenance import device_name  # noqa: E402
-from mpvg_minimal.tools import plots  # noqa: E402
-from mpvg_minimal.training import checkpoint, flags, recipes  # noqa: E402
-from mpvg_minimal.training.folder import choose_out, read_config, write_config  # noqa: E402
-from mpvg_minimal.training.loop import fit  # noqa: E402
-from mpvg_minimal.training.models import check_compile, load_model  # noqa: E402
-from mpvg_minimal.training.run import start_run  # noqa: E402
-from mpvg_minimal.training.task import CLASSIFICATION  # noqa: E402
-
 MEASURES = ("correlation", "cosine", "stream_correlation", "stream_cosine", "shared_correlation", "place_correlation")
 MAY_DIFFER = {"seed", "cell", *(key for cell in CELLS.values() for key in cell)}          # between runs of one file
+NEEDED = {                      # of every run, with its type or a test
+    "cell": CELLS.__contains__, "seed": int, "top1": (int, float), "zeroed": (dict, type(None)), "machine": str,
+    "data": str, "settings": {"model", "limit", "epochs", "batch_size"}.issubset, "environment": {"commit"}.issubset,
+    "epochs": lambda epochs: epochs and all({"correlation"}.issubset(line) for line in epochs)}
 HELD_OUT = 5000         # training images that --validation tests on
 
 
@@ -130,7 +136,7 @@ def train(args: argparse.Namespace, cell: str, seed: int) -> None:
               "seconds": round(sum(line["seconds"] for line in history), 1),
               "machine": args.machine or device_name(device), "data": args.data_name,
               "environment": read_config(out)["environment"], "settings": saved["settings"], "epochs": history}
-    write_text(out / "result.json", json.dumps(result))
+    write_text(out / "result.json", json.dumps([result]))
 
 
 def without(places: set[str]):
@@ -164,36 +170,10 @@ def after_training(saved: dict[str, Any], source: sources.Source, device: torch.
             "learnt_shift_variance": [variance(now.shift - then.shift) for now, then in zip(found, start)]}
 
 
-def child(function: Callable[..., None], *values: Any) -> multiprocessing.Process:
-    """Start function(*values) in a process of its own. The parent asks for no GPU, or its children could use none."""
-    def run() -> None:
-        with one_line_errors():
-            function(*values)
-    process = multiprocessing.get_context("fork").Process(target=run)
-    process.start()
-    return process
-
-
 def results(args: argparse.Namespace, jobs: list[tuple[str, int]]) -> Iterator[dict[str, Any]]:
-    """The results of all jobs as they come, `args.jobs` at a time, each in a process of its own.
-
-    UserError at the end if any of them failed: it has said why, and the others went on.
-    """
-    waiting, running, failed = list(jobs), {}, []
-    while waiting or running:
-        while waiting and len(running) < args.jobs:
-            job = waiting.pop(0)
-            process = child(train, args, *job)
-            running[process.sentinel] = process, job
-        for sentinel in multiprocessing.connection.wait(list(running)):
-            process, job = running.pop(sentinel)
-            process.join()
-            if process.exitcode:
-                failed.append(f"{job[0]}, seed {job[1]}")
-            else:
-                yield json.loads((folder(args, *job) / "result.json").read_text())
-    if failed:
-        raise UserError(f"these runs did not end well, see above: {'; '.join(failed)}. The same command goes on")
+    """The results of all jobs as they come, `args.jobs` at a time."""
+    for job in in_children(lambda cell, seed: train(args, cell, seed), jobs, at_once=args.jobs):
+        yield read_runs(folder(args, *job) / "result.json", NEEDED)[0]
 
 
 def as_json(runs: list[dict[str, Any]]) -> str:
@@ -227,8 +207,7 @@ def prepare(args: argparse.Namespace, job: tuple[str, int], runs: list[dict[str,
 
 
 def parse() -> argparse.Namespace:
-    parser = flags.Parser(description=__doc__.split("\n")[0], allow_abbrev=False,
-                          epilog="All other flags are train_cifar.py's.")
+    parser = flags.Parser(__doc__, allow_abbrev=False, epilog="All other flags are train_cifar.py's.")
     parser.add_argument("--dataset", choices=["cifar10", "cifar100", "shapes"], default="cifar10")
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--twelve", action="store_true", help="twelve blocks and the cells of its plan, for CPU")
@@ -240,11 +219,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--first-seed", type=flags.number(int, least=0), default=0)
     parser.add_argument("--validation", action="store_true",
                         help=f"test on {HELD_OUT:,} training images that are held out: to choose a recipe")
-    parser.add_argument("--jobs", type=flags.number(int, least=1), default=1, help="runs at a time")
-    parser.add_argument("--name", help="of the files in results/ (default: the data set's)")
+    parser.add_argument("--jobs", type=flags.number(int, least=1, most=flags.most_processes()), default=1,
+                        help="runs at a time")
+    parser.add_argument("--name", type=flags.path, help="of the files in results/ (default: the data set's)")
     parser.add_argument("--data-name", help="what the tables call the data, for instance CIFAR-10 (JPEG)")
-    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "grid")
-    parser.add_argument("--results", type=Path, default=ROOT / "results")
+    parser.add_argument("--runs", type=flags.path, default=ROOT / "runs" / "grid")
+    parser.add_argument("--results", type=flags.path, default=ROOT / "results")
     parser.add_argument("--machine", help="what the tables call it (default: the device's name)")
     parser.add_argument("--table", action="store_true", help="train nothing, write table and figure again")
     own, rest = parser.parse_known_args()
@@ -274,16 +254,14 @@ def planned(args: argparse.Namespace) -> list[tuple[str, int]]:
 
 def main() -> None:
     args = parse()
-    args.results.mkdir(parents=True, exist_ok=True)
     file = args.results / f"grid_{args.name}.json"
-    runs = json.loads(file.read_text()) if file.exists() else []
+    runs = read_runs(file, NEEDED)
     done = {(run["cell"], run["seed"]) for run in runs}
     jobs = [job for job in planned(args) if job not in done]
+    if not args.table:
+        in_child(prepare, args, (jobs or planned(args))[0], runs, file)
     if jobs and not args.table:
-        first = child(prepare, args, jobs[0], runs, file)
-        first.join()
-        if first.exitcode:
-            raise SystemExit(first.exitcode)                # it has said why
+        write_text(file, as_json(runs))                     # who cannot should not learn it in an hour
         for run in results(args, jobs):
             runs.append(run)
             runs.sort(key=lambda run: (list(CELLS).index(run["cell"]), run["seed"]))

@@ -8,6 +8,8 @@ import matplotlib.pyplot as plt
 from grid_cells import GROUPS
 from grid_report import beside, paired, standard_error
 
+from mpvg_minimal.runtime.files import write_figure
+
 matplotlib.use("Agg")
 DEPTHS = GROUPS["depth"]
 LAYERWISE = ("cls lape", "cls mpvg", "gap lape", "gap pvg", "gap mpvg")
@@ -35,7 +37,7 @@ def draw(runs: list[dict[str, Any]], groups: dict[str, dict[str, Any]], path: Pa
     for axis in (left, middle):
         axis.set_ylim(len(cells) - 0.5, -0.5)
     draw_places(runs, right)
-    figure.savefig(path, dpi=110, metadata={"Software": None})
+    write_figure(path, figure, dpi=110, metadata={"Software": None})
     plt.close(figure)
 
 
@@ -76,7 +78,7 @@ def draw_depth(runs: list[dict[str, Any]], path: Path) -> None:
         if axis.get_legend_handles_labels()[0]:
             axis.legend()
     axes[0].set_ylabel("correlation of tokens and PE")
-    figure.savefig(path, dpi=110, metadata={"Software": None})
+    write_figure(path, figure, dpi=110, metadata={"Software": None})
     plt.close(figure)
 
 
@@ -100,5 +102,5 @@ def draw_development(runs: list[dict[str, Any]], path: Path) -> None:
     axes[0, 0].set_ylabel("correlation of tokens and PE")
     lines = {line.get_label(): line for axis in axes[0] for line in axis.get_lines() if line.get_label()[0] != "_"}
     figure.legend([lines[name] for name in sorted(lines)], sorted(lines), loc="outside right center")
-    figure.savefig(path, dpi=110, metadata={"Software": None})
+    write_figure(path, figure, dpi=110, metadata={"Software": None})
     plt.close(figure)

@@ -5,6 +5,7 @@ Anything else is a mistake of ours and stays a traceback.
 import errno
 import os
 import re
+import signal
 import sys
 from contextlib import contextmanager
 
@@ -95,28 +96,30 @@ def reason(error: BaseException, length: int = 120) -> str:
     return f"{type(error).__name__}: {first[:length]}"
 
 
+def as_user_error(error: BaseException) -> UserError | None:
+    """The one line that is said about an exception. None for a mistake of ours."""
+    if isinstance(error, KeyboardInterrupt):        # before training has begun, or the second one
+        return Interrupted("interrupted, nothing more was saved", signal.SIGINT)
+    return error if isinstance(error, UserError) else exhausted(error) or lost_loader(error)
+
+
 @contextmanager
 def one_line_errors():
     """Put this around a script's main(). A `UserError` inside ends the process with its message and its exit code."""
+    known = None
     with lasting_output() as out:
-        message, exit_code = "", 0
         try:
             yield
             out.flush()
-        except UserError as error:
-            message, exit_code = str(error), error.exit_code
-        except KeyboardInterrupt:                   # before training has begun, or the second one
-            message, exit_code = "interrupted, nothing more was saved", 130
-        except Exception as error:
-            known = exhausted(error) or lost_loader(error)
+        except (Exception, KeyboardInterrupt) as error:
+            known = as_user_error(error)
             if not known:
                 raise
-            message, exit_code = str(known), known.exit_code
-        if out.lost and not message and out.lost.errno not in (errno.EPIPE, errno.EIO):     # nobody reads any more
-            message, exit_code = f"what was printed could not be written to stdout ({reason(out.lost)})", 1
-        if message:
-            print_error(message)
-            raise SystemExit(exit_code)
+        if not known and out.lost and out.lost.errno not in (errno.EPIPE, errno.EIO):       # nobody reads any more
+            known = Exhausted(f"what was printed could not be written to stdout ({reason(out.lost)})")
+        if known:
+            print_error(str(known))
+            raise SystemExit(known.exit_code)
 
 
 def print_error(message: str) -> None:

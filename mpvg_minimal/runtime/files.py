@@ -62,10 +62,10 @@ def write_text(path: Path, text: str, **options: str) -> None:
         file.write(text.encode())
 
 
-def write_figure(path: Path, figure: Any) -> None:
-    """Write a figure of matplotlib as PNG. UserError if it cannot be written."""
+def write_figure(path: Path, figure: Any, *, dpi: int = 120, **options: Any) -> None:
+    """Write a figure of matplotlib as PNG. The options are those of `savefig`. UserError if it cannot be written."""
     with replacing(path, advice="make room, or make the folder writable, and draw again") as file:
-        figure.savefig(file, dpi=120, format="png")
+        figure.savefig(file, dpi=dpi, format="png", **options)
 
 
 def flush_folder(folder: Path) -> None:

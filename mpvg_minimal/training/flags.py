@@ -12,7 +12,7 @@ import torch
 from ..runtime.errors import UserError
 from . import checkpoint
 from .folder import holds_run, read_config, refuse_other_settings
-from .parsing import LARGEST_IMAGE, Parser, most_processes, number, path  # noqa: F401 so that all are under one name
+from .parsing import LARGEST_IMAGE, Parser, most_processes, number, path  # noqa: F401  all under one name
 from .recipes import Recipe
 
 
