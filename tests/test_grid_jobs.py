@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import ROOT
 from runs import Ended, ended, fork, in_child
 
@@ -130,3 +131,19 @@ def test_results_that_cannot_be_written_are_named_before_the_training(tmp_path):
                                                                "--runs", str(tmp_path / "runs")]), grid.main()))
     one_line(end, "cannot be")
     assert not (tmp_path / "runs").exists()
+
+
+def test_children_may_compute_in_many_threads():
+    """Forked after OpenMP has started threads, they would hang in the first parallel loop."""
+    def compute(threads: int, _: int):
+        torch.set_num_threads(threads)
+        assert torch.get_num_threads() == 2
+        assert float((torch.ones(4000, 400).exp() * 0).sum()) == 0
+        print("done", flush=True)
+
+    def parent():
+        torch.set_num_threads(2)
+        threads = grid_jobs.one_thread()
+        assert threads == 2 and float((torch.ones(4000, 400).exp() * 0).sum()) == 0
+        list(grid_jobs.in_children(compute, [(threads, 0)]))
+    assert in_child(parent).out == "done\n"

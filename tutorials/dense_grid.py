@@ -18,10 +18,11 @@ from mpvg_minimal.runtime.errors import one_line_errors
 
 # isort: split
 import json
+from functools import partial
 from typing import Any
 
 import torch
-from grid_jobs import in_children, read_runs
+from grid_jobs import in_children, one_thread, read_runs
 from grid_report import mean_and_error
 
 from mpvg_minimal.data.loading import make_batches, normalizer
@@ -40,8 +41,9 @@ NEEDED = {"task": str, "pe": str, "seed": int, "score": float, "zeroed": (float,
 JSON, TABLE = ROOT / "results" / "dense_shapes.json", ROOT / "results" / "dense_shapes.md"
 
 
-def train(out: Path, task: str, schedule: str, seed: int) -> None:
+def train(threads: int, out: Path, task: str, schedule: str, seed: int) -> None:
     """One cell, as a user would run it; goes on where it was stopped."""
+    torch.set_num_threads(threads)
     sys.argv = ["dense_grid.py", "--task", task, "--gap", *SCHEDULES[schedule], "--seed", str(seed), "--out", str(out),
                 "--resume"]
     dense.main()
@@ -103,11 +105,11 @@ def main() -> None:
     parser.add_argument("--machine", help="what the table calls it (default: the device's name)")
     parser.add_argument("--table", action="store_true", help="train nothing")
     args = parser.parse_args()
-    runs = read_runs(JSON, NEEDED)
+    runs, threads = read_runs(JSON, NEEDED), one_thread()
     done = {(run["task"], run["pe"], run["seed"]) for run in runs}
     cells = [(task, pe, seed) for seed in range(args.seeds) for task in TASKS for pe in SCHEDULES]
     jobs = [(args.runs / "{}_{}_seed{}".format(*cell), *cell) for cell in cells if cell not in done]
-    for out, *_ in in_children(train, [] if args.table else jobs):
+    for out, *_ in in_children(partial(train, threads), [] if args.table else jobs):
         runs.append(record(out, args.machine))
         write_text(JSON, json.dumps(runs, indent=1) + "\n")
     text = table(runs)

@@ -31,7 +31,7 @@ from typing import Any
 import torch
 from grid_cells import CELLS, GROUPS, REDUCED, REDUCED_LIMIT, TWELVE, TWELVE_PLAN, build
 from grid_figures import draw, draw_depth, draw_development
-from grid_jobs import in_child, in_children, read_runs
+from grid_jobs import in_child, in_children, one_thread, read_runs
 from grid_report import table
 from torch import Tensor
 from torch.utils.data import Subset
@@ -238,7 +238,7 @@ def parse() -> argparse.Namespace:
     own.data_name = own.data_name or own.dataset
     if own.twelve and args.loader == "auto":
         args.loader = "device"                              # augments in batches: faster than images one by one
-    return argparse.Namespace(**vars(args), **vars(own), threads=max(1, torch.get_num_threads() // own.jobs))
+    return argparse.Namespace(**vars(args), **vars(own), threads=max(1, one_thread() // own.jobs))
 
 
 def planned(args: argparse.Namespace) -> list[tuple[str, int]]:

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from mpvg_minimal.runtime.errors import UserError, as_user_error, print_error, reason
 
 
@@ -17,7 +19,7 @@ def in_children(function: Callable, jobs: list[tuple], *, at_once: int = 1) -> I
     """Call function(*job) for each job in a process of its own, and yield the jobs as they end well.
 
     A process ends when this one does: it saves its run first. The same error of several jobs is printed once.
-    UserError at the end if any job failed; the others went on.
+    UserError at the end if any job failed; the others went on. Call `one_thread` before torch computes anything.
     """
     waiting, running, failed = list(jobs), {}, {}
     while waiting or running:
@@ -38,6 +40,16 @@ def in_children(function: Callable, jobs: list[tuple], *, at_once: int = 1) -> I
     if failed:
         names = "; ".join(name for names in failed.values() for name in names)
         raise UserError(f"these runs did not end well, see above: {names}. The same command goes on")
+
+
+def one_thread() -> int:
+    """Let torch compute in one thread from now on. Returns how many it would have used, for the children.
+
+    A child that is forked from a process whose OpenMP has started threads hangs in its first parallel loop.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    return threads
 
 
 def in_child(function: Callable, *values: Any) -> None:
