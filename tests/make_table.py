@@ -10,14 +10,16 @@ BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
 PROMISES = {                                        # the mark's name -> what is promised
     "atomic": "A kill at any moment of a save leaves a whole checkpoint; the last two are kept",
     "exact resume": "`--resume` after a kill ends bit for bit as a run that nothing disturbed",
-    "preemption": "SIGTERM and SIGINT save after the current step, in all processes; exit code 143 or 130",
+    "preemption": "SIGTERM, SIGINT, SIGHUP and SIGUSR1 save after the current step, in all processes; exit code 128 + n",
     "last good": "A damaged checkpoint is found and named, and the one before it is used",
     "nothing hostile": "No checkpoint can run code; only plain types are saved",
-    "non-finite": "A NaN or infinite loss moves no weight; fp32 and bf16 stop, fp16 skips and gives up after 20",
+    "non-finite": "A NaN or infinite loss moves no weight and is never saved; fp32 and bf16 stop, fp16 gives up after 20",
     "mismatch": "Resuming or testing with another model, data set or schedule is refused, with key and values",
     "bad data": "A bad file, folder, label or image size is named in one line; exit code 2",
     "bad flags": "A wrong flag is one line on stderr, before data is opened or a model built; exit code 2",
     "disk full": "The checkpoint before stays intact, and the message says so",
+    "output": "A reader that goes away, a full disk under stdout, Ctrl-C during imports: no traceback, the run goes on",
+    "fuzz": "Flags and values drawn at random for all commands: no traceback, no hang, one line and exit code 1 or 2",
     "lost process": "A killed loading process or rank ends the run within 15 s with its cause; torchrun restarts it",
 }
 

@@ -1,12 +1,15 @@
 """What a result depends on besides its settings: versions, machine, commit."""
 import os
 import platform
-import shutil
 import subprocess
+import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+PATIENCE = 5.0          # seconds that git may take for an answer
 
 
 def environment(device: torch.device) -> dict[str, str]:
@@ -22,11 +25,25 @@ def device_name(device: torch.device) -> str:
 
 
 def commit() -> str:
-    """The commit of this code, "-dirty" if tracked files outside results/ differ from it; "unknown" without git."""
-    def git(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip()
+    """The commit of this code, "-dirty" if tracked files outside results/ differ from it.
 
-    if not shutil.which("git"):
+    "unknown" without git, where git hangs, and where this folder is no repository of its own: another project's commit
+    would say nothing.
+    """
+    try:
+        if Path(git("rev-parse", "--show-toplevel")) != ROOT or not git("ls-files", "--", "mpvg_minimal/vit.py"):
+            return "unknown"
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":(top,exclude)results")
+        return git("describe", "--always") + ("-dirty" if changed else "")
+    except (OSError, subprocess.SubprocessError):
         return "unknown"
-    changed = git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":(top,exclude)results")
-    return (git("describe", "--always") or "unknown") + ("-dirty" if changed else "")
+
+
+def git(*words: str) -> str:
+    """What git prints. It gets a file and no pipe, because a process that it leaves behind would hold a pipe open."""
+    ours = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}     # GIT_DIR and others
+    with tempfile.TemporaryFile() as out:
+        subprocess.run(["git", *words], cwd=ROOT, env=ours, stdin=subprocess.DEVNULL, stdout=out,
+                       stderr=subprocess.DEVNULL, timeout=PATIENCE, check=True)
+        out.seek(0)
+        return out.read().decode(errors="replace").strip()

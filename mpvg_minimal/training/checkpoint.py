@@ -78,6 +78,8 @@ def code_in(error: Exception) -> str | None:
 def damage(path: Path) -> str | None:
     """What is wrong with the file, in a few words. None if every part of it has the right checksum."""
     try:
+        if path.exists() and not path.is_file():        # opening a pipe would wait for ever
+            return "it is no regular file"
         with zipfile.ZipFile(path) as parts:
             part = parts.testzip()                  # reads all of them
     except Exception as error:                      # zipfile raises many kinds for a file that is no zip any more
