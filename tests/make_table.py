@@ -10,10 +10,10 @@ BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
 PROMISES = {                                        # the mark's name -> what is promised
     "atomic": "A kill at any moment of a save leaves a whole checkpoint; the last two are kept",
     "exact resume": "`--resume` after a kill ends bit for bit as a run that nothing disturbed",
-    "preemption": "SIGTERM, SIGINT, SIGHUP and SIGUSR1 save after the current step, in all processes; exit code 128 + n",
+    "preemption": "SIGTERM, SIGINT, SIGHUP and SIGUSR1 save after the current step, in all processes; exit code from 129",
     "last good": "A damaged checkpoint is found and named, and the one before it is used",
     "nothing hostile": "No checkpoint can run code; only plain types are saved",
-    "non-finite": "A NaN or infinite loss moves no weight and is never saved; fp32 and bf16 stop, fp16 gives up after 20",
+    "non-finite": "A NaN or infinite loss moves no weight and is never saved; fp32 and bf16 stop, fp16 after 20",
     "mismatch": "Resuming or testing with another model, data set or schedule is refused, with key and values",
     "bad data": "A bad file, folder, label or image size is named in one line; exit code 2",
     "bad flags": "A wrong flag is one line on stderr, before data is opened or a model built; exit code 2",

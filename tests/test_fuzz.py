@@ -24,7 +24,8 @@ from mpvg_minimal.runtime.errors import one_line_errors
 
 sys.path.insert(0, str(ROOT / "tutorials"))
 COMMANDS = ("train_cifar", "train_imagenet", "mpvg_minimal.dense.__main__", "mpvg_minimal.tools.plots",
-            "mpvg_minimal.tools.export", "mpvg_minimal.tools.cost", "mpvg_minimal.tools.throughput", "grid", "dense_grid")
+            "mpvg_minimal.tools.export", "mpvg_minimal.tools.cost", "mpvg_minimal.tools.throughput", "grid",
+            "dense_grid")
 NASTY = ("", " ", "-1", "0", "1", "2", "3.5", "1e400", "1e38", "nan", "inf", "9" * 12, "9" * 30, "9" * 500, "x" * 300,
          "x/" * 3000, "a/b", "\0", "\udce4", "\u00e9", "..", "/dev/null", "/proc/self/mem", "--", "-", "None", "{}",
          "%s", "cpu", "cuda:99", "line\nline", "\u202e")
@@ -51,7 +52,7 @@ def parsers_of(module) -> list[argparse.ArgumentParser]:
 
 
 def drawn(draw: random.Random, parsers: list[argparse.ArgumentParser], there: list[str]) -> list[str]:
-    """A command line: some flags with good or bad values, in any order, each perhaps twice; positional arguments too."""
+    """A command line: flags and positional arguments with good or bad values, in any order, some of them twice."""
     actions = [action for parser in parsers for action in parser._actions if action.dest != "help"]
     required = [action for action in actions if action.required or not action.option_strings]
     words = []
@@ -59,7 +60,7 @@ def drawn(draw: random.Random, parsers: list[argparse.ArgumentParser], there: li
         good = [str(choice) for choice in action.choices or there]
         values = [] if action.nargs == 0 else [draw.choice(good if draw.random() < 0.6 else NASTY)
                                                for _ in range(draw.choice((1, 1, 1, 1, 1, 2, 0)))]
-        words += [draw.choice(action.option_strings)] * bool(action.option_strings) + values
+        words += ([draw.choice(action.option_strings)] if action.option_strings else []) + values
     return words + ([draw.choice(NASTY)] if draw.random() < 0.05 else [])
 
 
@@ -81,8 +82,7 @@ def stand_ins(module, folder: Path) -> None:
 
 
 def try_all(name: str, count: int, seed: int, there: list[str], folder: Path) -> None:
-    """Call the command `count` times; what is wrong with a call becomes a line of JSON on stdout, and at the end their
-    exit codes."""
+    """Call the command `count` times. A call with something wrong is a line of JSON; the last line has the codes."""
     def too_long(*_):
         raise TimeoutError(f"not ended after {SECONDS} s")
 
@@ -117,7 +117,7 @@ def try_all(name: str, count: int, seed: int, there: list[str], folder: Path) ->
 
 @pytest.fixture(scope="module")
 def there(tmp_path_factory) -> list[str]:
-    """Names of files and folders that are there: data, a run, its checkpoint, and others in their place; and numbers."""
+    """Names of files and folders that are there: data, a run, its checkpoint, others in their place; and numbers."""
     base = tmp_path_factory.mktemp("there")
     image_folder(base / "data")
     end = run("train_imagenet", "--model", "vit_nano", "--image-size", 32, "--batch-size", 4, "--epochs", 1, "--gap",
@@ -135,8 +135,9 @@ def found(name: str, count: int, seed: int, there: list[str], tmp_path: Path) ->
     folder = tmp_path / "a" / "b" / "c"
     folder.mkdir(parents=True)
     end = in_child(lambda: try_all(name, count, seed, there, folder), timeout=600)
+    assert end.code == 0, (end.code, end.out, end.err[-2000:])
     *problems, last = end.out.splitlines()
-    assert not problems and end.code == 0, "\n".join([*problems[:5], end.err[-500:]])
+    assert not problems, "\n".join(problems[:5])
     return json.loads(last)["codes"]
 
 

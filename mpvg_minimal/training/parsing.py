@@ -2,6 +2,7 @@
 import argparse
 import math
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(description=(doc or "").split("\n")[0], **options)
 
     def error(self, message: str) -> None:
+        message = re.sub(r"\S{300,}", lambda word: short(word[0]), message)          # a value, which may be very long
         raise UserError(f"{message} ({self.prog} --help lists the flags)")
 
 
