@@ -10,7 +10,7 @@ BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
 PROMISES = {                                        # the mark's name -> what is promised
     "atomic": "A kill at any moment of a save leaves a whole checkpoint; the last two are kept",
     "exact resume": "`--resume` after a kill ends bit for bit as a run that nothing disturbed",
-    "preemption": "SIGTERM, SIGINT, SIGHUP and SIGUSR1 save after the current step, in all processes; exit code from 129",
+    "preemption": "SIGTERM, SIGINT, SIGHUP, SIGUSR1 save after the current step in all processes; exit code 129 and up",
     "last good": "A damaged checkpoint is found and named, and the one before it is used",
     "nothing hostile": "No checkpoint can run code; only plain types are saved",
     "non-finite": "A NaN or infinite loss moves no weight and is never saved; fp32 and bf16 stop, fp16 after 20",
