@@ -65,7 +65,7 @@ def test_a_run_of_the_grid_away_from_the_tutorials_is_one_line(finished, tmp_pat
 
     def elsewhere():
         sys.modules["tutorials.grid_cells"] = None
-    one_line(tool("plots", tmp_path / "run", fault=elsewhere), "start the command in the folder that holds tutorials/")
+    one_line(tool("plots", tmp_path / "run", fault=elsewhere), "start in the folder that holds tutorials/")
 
 
 def test_data_that_was_moved(finished, tmp_path):

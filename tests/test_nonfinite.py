@@ -15,6 +15,7 @@ from mpvg_minimal.data.batches import Batches
 from mpvg_minimal.runtime.errors import NonFinite
 from mpvg_minimal.training import checkpoint, loop, recipes
 from mpvg_minimal.training.run import start_run
+from mpvg_minimal.training.task import CLASSIFICATION
 
 CPU = torch.device("cpu")
 STEPS = 6
@@ -162,7 +163,7 @@ def test_a_last_step_that_spoils_the_weights_is_not_saved(tmp_path, epochs, step
             rate = loop.learning_rate
             loop.learning_rate = lambda update, *args, **options: 1e38 if update == step - 1 else rate(
                 update, *args, **{**options, "lr": 1e-3})
-            loop.CLASSIFICATION.evaluate.__globals__["cross_entropy"] = lambda *_, **__: torch.tensor(1.0)
+            CLASSIFICATION.evaluate.__globals__["cross_entropy"] = lambda *_, **__: torch.tensor(1.0)
     flags = ("--dataset", "shapes", "--batch-size", 96 if not step else 16, "--workers", 0, "--epochs", epochs)
     stopped = run("train_cifar", *flags, *(() if step else ("--lr", "1e38")), "--out", tmp_path, fault=fault)
     assert stopped.code == 1 and stopped.err.count("\n") == 1, stopped.err

@@ -65,13 +65,11 @@ def was_restarted() -> bool:
 
 
 def launch() -> str:
-    """A name of the `torchrun` that started this process: the same after a restart, and another one next time.
+    """A name of the `torchrun` that started this process, the same after a restart; empty without torchrun.
 
-    It is --rdzv-id, if one was given, otherwise the number of torchrun's own process. Empty without torchrun.
+    It is --rdzv-id, if one was given, otherwise the number of torchrun's own process.
     """
-    if "LOCAL_RANK" not in os.environ:
-        return ""
-    name = os.environ.get("TORCHELASTIC_RUN_ID", "none")
+    name = os.environ.get("TORCHELASTIC_RUN_ID", "none") if "LOCAL_RANK" in os.environ else ""
     return name if name != "none" else f"{platform.node()} {os.getppid()}"
 
 

@@ -6,16 +6,10 @@ import torch
 from .errors import UserError
 
 
-def memory_of(device: torch.device) -> int:
-    """Bytes that the GPU has, or the machine for the CPU and MPS."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[1]
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
 def refuse_more_than_fits(needed: float, device: torch.device, what: str) -> None:
     """UserError if `what`, for instance "--batch-size 9", needs more bytes than the device has in all."""
-    there = memory_of(device)
+    there = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else (
+        os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     if needed > there:
         raise UserError(f"{what} needs at least {needed / 1e9:,.1f} GB, but {device} has {there / 1e9:,.1f} GB in all: "
                         "give a smaller number")

@@ -25,10 +25,8 @@ def device_name(device: torch.device) -> str:
 
 
 def commit() -> str:
-    """The commit of this code, "-dirty" if tracked files outside results/ differ from it.
-
-    "unknown" without git, where git hangs, and where this folder is no repository of its own: another project's commit
-    would say nothing.
+    """The commit of this code, "-dirty" if tracked files outside results/ differ from it. "unknown" where git is not
+    there or hangs, and where this folder is no repository of its own.
     """
     try:
         if Path(git("rev-parse", "--show-toplevel")) != ROOT or not git("ls-files", "--", "mpvg_minimal/vit.py"):

@@ -42,9 +42,8 @@ def catch_signals() -> Iterator[Interrupt]:
         for number, handler in before.items():
             signal.signal(number, handler)
 
-    before = {number: signal.getsignal(number) for number in STOP}
-    before = {number: handler for number, handler in before.items()
-              if number not in MAY_BE_IGNORED or handler is not signal.SIG_IGN}
+    before = {number: signal.getsignal(number) for number in STOP
+              if number not in MAY_BE_IGNORED or signal.getsignal(number) is not signal.SIG_IGN}
     for number in before:
         signal.signal(number, note)
     try:

@@ -16,19 +16,15 @@ class Lasting:
             stream.reconfigure(errors="backslashreplace")       # letters that the terminal's encoding does not have
 
     def write(self, text: str) -> None:
-        self.attempt(self.stream.write, text)
+        self.flush(lambda: self.stream.write(text))
 
-    def flush(self) -> None:
-        self.attempt(self.stream.flush)
-
-    def attempt(self, call: Any, *values: str) -> None:
+    def flush(self, how: Any = None) -> None:
         try:
-            call(*values)
+            (how or self.stream.flush)()
         except OSError as error:
             self.lost = error
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self.stream.fileno())              # what is buffered can be flushed to there
-            os.close(nowhere)
+            with open(os.devnull, "w") as nowhere:
+                os.dup2(nowhere.fileno(), self.stream.fileno())     # what is buffered can be flushed to there
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)

@@ -15,14 +15,10 @@ def load(run: Path) -> tuple[dict[str, Any], nn.Module]:
     """The newest checkpoint's content, and its model in eval mode."""
     saved = checkpoint.newest(run)
     settings = saved["settings"]
-    build = build_dense if "task" in settings else grid_build() if "cell" in settings else build_model
+    build = build_dense if "task" in settings else build_model
+    if "cell" in settings:                                      # the tutorials are no part of an installed package
+        try:
+            build = importlib.import_module("tutorials.grid_cells").build
+        except ImportError as error:
+            raise UserError("this is a run of tutorials/grid.py: start in the folder that holds tutorials/") from error
     return saved, load_model(saved, build)
-
-
-def grid_build() -> Any:
-    """How tutorials/grid.py builds the models of its cells. The tutorials are no part of an installed package."""
-    try:
-        return importlib.import_module("tutorials.grid_cells").build
-    except ImportError as error:
-        raise UserError("this is a run of tutorials/grid.py: start the command in the folder that holds tutorials/"
-                        ) from error

@@ -51,12 +51,10 @@ def holds_run(out: Path) -> bool:
 
 
 def take(lock: Path, out: Path) -> None:
-    """Lock the file until this process ends, and write the name of our `torchrun` there.
-
-    UserError if another process has it.
+    """Lock the file until this process ends, and write the name of our `torchrun` there. UserError if another has it.
 
     Not `flock`: a process that loads images would inherit that lock, and hold it when its run was killed. The file
-    is never closed, because closing it would give up the lock.
+    is never closed, because closing it would give up the lock. A file system that has no locks is used without.
     """
     file = os.open(lock, os.O_RDWR)
     try:
@@ -64,8 +62,6 @@ def take(lock: Path, out: Path) -> None:
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EAGAIN):
             raise UserError(f"another process is training in {out}: wait for its end, or name another --out") from error
-        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP):     # no locks there
-            raise
     os.ftruncate(file, 0)
     os.pwrite(file, distributed.launch().encode(), 0)
 

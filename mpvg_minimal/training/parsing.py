@@ -31,25 +31,22 @@ def most_processes() -> int:
     return max(16, 4 * (os.cpu_count() or 1))
 
 
-def number(kind: type, *, above: float | None = None, least: float | None = None,
-           most: float | None = None, below: float | None = None) -> Any:
-    """A type for argparse: a finite int or float within the bounds. No int is larger than `LARGEST` without a bound."""
-    if most is None and below is None:
-        most = LARGEST if kind is int else None
+def number(kind: type, *, above: float = -math.inf, least: float = -math.inf, most: float | None = None,
+           below: float = math.inf) -> Any:
+    """A type for argparse: a finite int or float in bounds. An int is at most `LARGEST` if no bound is given."""
+    most = most if most is not None else LARGEST if kind is int and below == math.inf else math.inf
 
     def parse(text: str):
         try:
             value = kind(text)
         except ValueError as error:
-            raise argparse.ArgumentTypeError(f"{short(text)} is no {parse.__name__}") from error
-        bounds = {"above": above, "at least": least, "at most": most, "below": below}
-        bad = (above is not None and value <= above or least is not None and value < least or
-               most is not None and value > most or below is not None and value >= below)
-        if bad or kind is float and not math.isfinite(value):
-            words = " and ".join(f"{name} {bound}" for name, bound in bounds.items() if bound is not None)
-            raise argparse.ArgumentTypeError(f"{short(text)} is out of range: it must be {words or 'finite'}")
+            name = {int: "whole number", float: "number"}[kind]
+            raise argparse.ArgumentTypeError(f"{short(text)} is no {name}") from error
+        if not (above < value < below and least <= value <= most):
+            bounds = {"above": above, "at least": least, "at most": most, "below": below}
+            words = [f"{name} {bound}" for name, bound in bounds.items() if abs(bound) < math.inf]
+            raise argparse.ArgumentTypeError(f"{short(text)} is out of range: it must be {' and '.join(words)}")
         return value
-    parse.__name__ = {int: "whole number", float: "number"}[kind]
     return parse
 
 

@@ -67,10 +67,7 @@ class Run:
             torch._foreach_lerp_(self.averaged, self.weights, 1.0 if self.updates == 1 else 1 - self.recipe.ema)
 
     def save(self) -> None:
-        """Write OUT/checkpoint.pt and OUT/metrics.jsonl, from the first process. All processes must call it.
-
-        NonFinite, and nothing is written, if a weight or a metric of the last epoch is NaN or infinite.
-        """
+        """Write OUT/checkpoint.pt and OUT/metrics.jsonl, if all in them is finite. All processes must call it."""
         checkpoint.refuse_non_finite([self.model, self.ema], self.history[-1:], saved_at=self.saved_at)
         totals = self.totals.new_zeros(distributed.count(), 2)      # each process has its own: a row for each
         totals[distributed.rank()] = self.totals
@@ -87,22 +84,17 @@ class Run:
         write_text(self.out / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in self.history))
 
     def resume(self) -> None:
-        """Go on from OUT's newest checkpoint, if there is one: none is there before the end of the first epoch.
-
-        UserError if other settings made it, or if the processes do not all find the same one.
-        """
+        """Go on from OUT's newest checkpoint, if there is one. UserError if the processes find different ones."""
         if checkpoint.there(self.out):
-            self.load()
+            with checkpoint.of_this_version():
+                self.load()
         if len(set(distributed.all_gather((self.epoch, self.step)))) > 1:
             raise UserError(f"the processes found different checkpoints in {self.out}: --out has to be a folder that "
                             "all of them share")
 
     def load(self) -> None:
-        """Take over OUT's newest checkpoint. UserError if there is none, or if other settings or code made it."""
-        with checkpoint.of_this_version():
-            self.take_over(checkpoint.newest(self.out))
-
-    def take_over(self, saved: dict[str, Any]) -> None:
+        """Take over OUT's newest checkpoint. UserError if there is none, or if other settings made it."""
+        saved = checkpoint.newest(self.out)
         refuse_other_settings(saved["settings"], self.settings, may_differ=("epochs",))
         if self.settings["epochs"] < saved["settings"]["epochs"]:
             raise UserError(f"the run was started for {saved['settings']['epochs']} epochs, got --epochs "
@@ -114,8 +106,8 @@ class Run:
         if self.ema:
             self.ema.load_state_dict(saved["ema"])
         rows = saved["totals"]                  # with another number of processes, all start from the mean row
-        self.totals.copy_(rows[distributed.rank()] if len(rows) == distributed.count() else
-                          rows.sum(0) / distributed.count())
+        same = len(rows) == distributed.count()
+        self.totals.copy_(rows[distributed.rank()] if same else rows.sum(0) / distributed.count())
         for name in COUNTERS:
             setattr(self, name, saved[name])
         self.saved_at = f"{self.epoch} epochs and {self.step} steps"
