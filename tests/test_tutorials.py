@@ -26,7 +26,7 @@ PAGES = TUTORIALS + [page_of(ROOT / name) for name in ("README.md", "tests/READM
 
 
 NEW = ("opening", "tolerances", "verdicts", "folded_plumbing", "pasteable", "narrow", "short")
-REWRITTEN = "1"                                                 # numbers of the tutorials that keep the new rules too
+REWRITTEN = "1456"                                                 # numbers of the tutorials that keep the new rules too
 
 
 @pytest.mark.parametrize("page", TUTORIALS, ids=lambda page: page.path.stem)
