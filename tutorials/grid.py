@@ -219,7 +219,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--first-seed", type=flags.number(int, least=0), default=0)
     parser.add_argument("--validation", action="store_true",
                         help=f"test on {HELD_OUT:,} training images that are held out: to choose a recipe")
-    parser.add_argument("--jobs", type=flags.number(int, least=1, most=flags.most_processes()), default=1,
+    parser.add_argument("--jobs", type=flags.number(int, least=1, most=flags.MOST_PROCESSES), default=1,
                         help="runs at a time")
     parser.add_argument("--name", type=flags.path, help="of the files in results/ (default: the data set's)")
     parser.add_argument("--data-name", help="what the tables call the data, for instance CIFAR-10 (JPEG)")

@@ -19,10 +19,7 @@ class UserError(Exception):
 
 
 class NonFinite(UserError):
-    """A loss, a gradient or a weight became NaN or infinite: training cannot go on.
-
-    saved_at: position of the newest checkpoint, which is good; empty if there is none.
-    """
+    """A loss, a gradient or a weight became NaN or infinite. saved_at: of the newest checkpoint, if any."""
 
     exit_code = 1
 

@@ -1,7 +1,6 @@
-"""The signals that ask a run to stop: noted when they come, acted on between steps.
+"""Signals that ask a run to stop: SIGTERM and SIGUSR1 from a cluster, SIGINT (Ctrl-C), SIGHUP (a closed terminal).
 
-SIGTERM: a cluster wants its machine back. SIGINT: Ctrl-C. SIGHUP: the terminal was closed, or the connection dropped.
-SIGUSR1: a scheduler warns that time is nearly up. `nohup` makes a process ignore SIGHUP; then it stays ignored.
+They are noted when they come and acted on between steps. `nohup` makes a process ignore SIGHUP: it stays ignored.
 """
 import signal
 import time

@@ -16,11 +16,11 @@ class Lasting:
             stream.reconfigure(errors="backslashreplace")       # letters that the terminal's encoding does not have
 
     def write(self, text: str) -> None:
-        self.flush(lambda: self.stream.write(text))
+        self.flush(text)
 
-    def flush(self, how: Any = None) -> None:
+    def flush(self, text: str | None = None) -> None:
         try:
-            (how or self.stream.flush)()
+            self.stream.flush() if text is None else self.stream.write(text)
         except OSError as error:
             self.lost = error
             with open(os.devnull, "w") as nowhere:

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from ..fold import fold_last_pe
 from ..runtime.errors import UserError, one_line_errors
-from ..runtime.memory import refuse_more_than_fits
 from ..runtime.precision import autocast
 from ..training import flags
 from ..training.loop import train_step
+from ..training.models import refuse_more_than_fits
 from ..training.recipes import CIFAR
 from ..training.run import start_run
 from ..vit import SIZES

@@ -17,9 +17,8 @@ from pathlib import Path
 from ..data.loading import choose_loader
 from ..runtime import distributed
 from ..runtime.errors import UserError, one_line_errors
-from ..runtime.memory import refuse_more_than_fits
 from ..training import flags, recipes
-from ..training.models import check_compile
+from ..training.models import check_compile, refuse_more_than_fits
 from ..vit import SIZES
 from .measure import header, write
 from .throughput_parts import PARTS, Setup

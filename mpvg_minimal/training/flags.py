@@ -11,8 +11,8 @@ import torch
 
 from ..runtime.errors import UserError
 from . import checkpoint
-from .folder import holds_run, read_config, refuse_other_settings
-from .parsing import LARGEST_IMAGE, Parser, most_processes, number, path  # noqa: F401  all under one name
+from .folder import read_config, refuse_other_settings
+from .parsing import LARGEST_IMAGE, MOST_PROCESSES, Parser, number, path  # noqa: F401  all under one name
 from .recipes import Recipe
 
 
@@ -40,7 +40,7 @@ def add_flags(parser: argparse.ArgumentParser, models: list[str]) -> None:
     parser.add_argument("--limit", type=number(int, least=1), metavar="N", help="only N training and N test images")
     parser.add_argument("--loader", choices=["auto", "device", "workers"], default="auto",
                         help="hold and augment the images on the device, or in worker processes (auto: by the data)")
-    parser.add_argument("--workers", type=number(int, least=0, most=most_processes()),
+    parser.add_argument("--workers", type=number(int, least=0, most=MOST_PROCESSES),
                         help="processes that load images (default: by cores)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: %(default)s)")
     parser.add_argument("--amp", choices=["auto", "bf16", "fp16", "off"], default="auto",
@@ -78,7 +78,7 @@ def take_from_init(args: argparse.Namespace) -> str | None:
     """
     if args.init is None:
         return None
-    resumed = args.resume and args.out and holds_run(args.out)
+    resumed = args.resume and args.out and (args.out / "config.json").exists()
     saved = (read_config(args.out) if resumed else checkpoint.read(args.init))["settings"]
     with checkpoint.of_this_version():
         model = {key: saved[key] for key in ("model", "pool", "pe", "pe_init")}

@@ -18,8 +18,7 @@ from . import checkpoint
 def choose_out(out: Path | None, settings: dict[str, Any], *, resume: bool) -> Path:
     """The run's folder, which is made if it is missing and is this run's until it ends. None: runs/ and a name.
 
-    UserError if it cannot be written, if another process uses it, if it holds a run and `resume` is False, or if its
-    run has other settings.
+    UserError if it cannot be written, is in use, or holds a run while `resume` is False or with other settings.
     """
     out = out or Path("runs") / "{dataset}_{model}_{pool}_{pe}_seed{seed}".format(**settings)
     distributed.first_process_first(lambda: distributed.is_first() and claim(out, settings, resume=resume))
@@ -27,10 +26,9 @@ def choose_out(out: Path | None, settings: dict[str, Any], *, resume: bool) -> P
 
 
 def claim(out: Path, settings: dict[str, Any], *, resume: bool) -> None:
-    """`choose_out` in the first process, whose folder it is."""
     lock = out / ".lock"                                # says by whom the folder is used, and which torchrun began
     try:
-        holds = holds_run(out)
+        holds = (out / "config.json").exists() or checkpoint.there(out)
         restarted = distributed.was_restarted() and lock.exists() and lock.read_bytes() == distributed.launch().encode()
         if holds and not resume and not restarted:
             raise UserError(f"{out} holds a run already: --resume goes on with it, another --out starts a new one")
@@ -44,10 +42,6 @@ def claim(out: Path, settings: dict[str, Any], *, resume: bool) -> None:
         raise UserError(f"--out {out} cannot be written ({error.strerror}): name another folder") from error
     if resume and not holds:
         print(f"{out} holds no run yet: beginning one", flush=True)
-
-
-def holds_run(out: Path) -> bool:
-    return (out / "config.json").exists() or checkpoint.there(out)
 
 
 def take(lock: Path, out: Path) -> None:
@@ -83,10 +77,7 @@ def write_config(run: Path, settings: dict[str, Any], *, data_dir: str | Path, d
 
 
 def read_config(run: Path) -> dict[str, Any]:
-    """The content of RUN/config.json: settings, environment, data_dir. If the file is damaged, a checkpoint tells.
-
-    UserError if the folder holds no run.
-    """
+    """RUN/config.json: settings, environment, data_dir; from a checkpoint if it is damaged. UserError without both."""
     try:
         config = json.loads((run / "config.json").read_text())
         if isinstance(config["settings"], dict) and isinstance(config["data_dir"], str):

@@ -12,7 +12,6 @@ import torch
 from ..layerwise_pe import PESchedule
 from ..runtime import distributed
 from ..runtime.errors import UserError
-from ..runtime.memory import refuse_more_than_fits
 from ..vit import SIZES, ViT, resize_pe
 from . import checkpoint
 from .recipes import Recipe
@@ -35,10 +34,18 @@ def build_model(settings: dict[str, Any]) -> ViT:
         raise UserError(f"{settings['model']} cannot be built: {error}") from error
 
 
+def refuse_more_than_fits(needed: float, device: torch.device, what: str) -> None:
+    """UserError if `what`, for instance "--batch-size 9", needs more bytes than the device has in all."""
+    cpu = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    there = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else cpu
+    if needed > there:
+        raise UserError(f"{what} needs at least {needed / 1e9:,.1f} GB, {device} has {there / 1e9:,.1f}: lower it")
+
+
 def refuse_size(settings: dict[str, Any], device: torch.device) -> None:
     """UserError if the model does not take images of this size, or if this device cannot hold the model or a batch.
 
-    It needs no data, and no memory for weights. Counted are weights, gradients, AdamW's two copies, and the images.
+    It needs no memory itself. Counted are weights, gradients, AdamW's two copies, and the images.
     """
     size, batch = settings["image_size"], min(settings["batch_size"], settings["limit"] or settings["batch_size"])
     share = batch / distributed.count()

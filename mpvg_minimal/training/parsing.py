@@ -9,26 +9,19 @@ from typing import Any
 from ..runtime.errors import UserError
 
 LARGEST_IMAGE = 65_535  # height and width in pixels: JPEG knows no larger one
+MOST_PROCESSES = max(16, 4 * (os.cpu_count() or 1))     # that load images or train, on this machine
 LARGEST = 10 ** 9       # whole numbers: no run has more epochs, images, steps or rounds
 
 
 class Parser(argparse.ArgumentParser):
-    """A wrong flag is a UserError, so one line on stderr instead of a page of usage.
-
-    doc: the module's docstring, whose first line is shown by --help. `python -OO` has none.
-    """
+    """A wrong flag is a UserError, not a page of usage. doc: the module's, for --help; None under `python -OO`."""
 
     def __init__(self, doc: str | None = None, **options: Any):
         super().__init__(description=(doc or "").split("\n")[0], **options)
 
     def error(self, message: str) -> None:
-        message = re.sub(r"\S{300,}", lambda word: short(word[0]), message)          # a value, which may be very long
+        message = re.sub(r"\S{300,}", lambda word: short(word[0]), message)      # a value may be very long
         raise UserError(f"{message} ({self.prog} --help lists the flags)")
-
-
-def most_processes() -> int:
-    """The largest sensible number of processes that load images or train, on this machine."""
-    return max(16, 4 * (os.cpu_count() or 1))
 
 
 def number(kind: type, *, above: float = -math.inf, least: float = -math.inf, most: float | None = None,
@@ -57,8 +50,8 @@ def short(text: str) -> str:
 
 def path(text: str) -> Path:
     """A type for argparse: the name of a file or a folder."""
-    long = any(len(os.fsencode(part)) > 255 for part in Path(text).parts) or len(os.fsencode(text)) > 4000
-    if not text.strip() or "\0" in text or long:
-        why = "too long" if long else "empty" if not text.strip() else "not one line without a null byte"
+    long = len(os.fsencode(text)) > 4000 or any(len(os.fsencode(part)) > 255 for part in Path(text).parts)
+    why = "empty" if not text.strip() else "too long" if long else "holding a null byte" if "\0" in text else None
+    if why:
         raise argparse.ArgumentTypeError(f"{short(text)} cannot be a file's name: it is {why}")
     return Path(text)
