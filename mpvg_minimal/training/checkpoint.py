@@ -70,7 +70,7 @@ def read(path: Path) -> dict[str, Any]:
 def code_in(error: Exception) -> str | None:
     """What to say where torch found more than tensors and plain types. None for any other exception."""
     if type(error).__name__ == "UnpicklingError":
-        found = re.search(r"(?:GLOBAL|[Uu]nsupported \w+:?) ([\w.]+)", str(error))
+        found = re.search(r"(?:GLOBAL|class) (\w+\.[\w.]+)", str(error))
         return f"it holds code, not only tensors: do not load it ({found[1] if found else reason(error)})"
 
 

@@ -12,7 +12,7 @@ import torch
 from ..runtime.errors import UserError
 from . import checkpoint
 from .folder import read_config, refuse_other_settings
-from .parsing import LARGEST_IMAGE, MOST_PROCESSES, Parser, number, path  # noqa: F401  all under one name
+from .parsing import LARGEST_IMAGE, MOST_PROCESSES, Parser, number, path, short  # noqa: F401  all under one name
 from .recipes import Recipe
 
 
@@ -95,7 +95,7 @@ def choose_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise UserError(f"--device {name} is no device: choose auto, cpu, cuda, cuda:1 or mps") from error
+        raise UserError(f"--device {short(name)} is no device: choose auto, cpu, cuda, cuda:1 or mps") from error
     there = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
     if device.index is not None and device.index >= there.get(device.type, 0) or not there.get(device.type):
         raise UserError(f"--device {name}: there are {there.get(device.type, 0)} such devices here; choose auto or cpu")
