@@ -64,13 +64,13 @@ def start(words: list[str], file: Path, limit: float) -> str:
 
 
 def main() -> None:
-    parser = flags.Parser(description=__doc__.split("\n")[0])
+    parser = flags.Parser(__doc__)
     parser.add_argument("--parts", nargs="+", choices=list(COMMANDS), default=list(COMMANDS))
     parser.add_argument("--tiny", action="store_true", help="small things in their place: does the command work?")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--data-dir", default="data", help="CIFAR-10, if it is there: nothing is downloaded")
+    parser.add_argument("--data-dir", type=flags.path, default="data", help="CIFAR-10, if it is there")
     parser.add_argument("--minutes", type=flags.number(float, above=0), default=9.0)
-    parser.add_argument("--out", type=Path, default=ROOT / "results" / "gpu_day")
+    parser.add_argument("--out", type=flags.path, default=ROOT / "results" / "gpu_day")
     args = parser.parse_args()
     device = flags.choose_device(args.device)
     if device.type != "cuda" and not args.tiny:
@@ -84,7 +84,7 @@ def main() -> None:
         if not words:
             continue
         words += [] if part == "tests" else ["--device", args.device, "--out", str(args.out.resolve())]
-        words += ["--data-dir", args.data_dir] if PARTS in words else []
+        words += ["--data-dir", str(args.data_dir)] if PARTS in words else []
         words += peers if "mpvg_minimal.tools.cost" in words else []
         limit = min(seconds, last - time.monotonic())
         ends[part] = "no time was left" if limit < 1 else start(words, args.out / f"{part}.txt", limit)

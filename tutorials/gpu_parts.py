@@ -50,7 +50,7 @@ def train(args: argparse.Namespace, out: str, *more: str) -> str:
         sources.open_source = lambda *_: source
     small = ["--batch-size", "4", "--model", "vit_nano"] if args.tiny else []
     sys.argv = ["train_cifar.py", "--gap", "--mpvg", "--loader", "device", "--device", args.device, "--out", out,
-                "--data-dir", args.data_dir, *small, *more]
+                "--data-dir", str(args.data_dir), *small, *more]
     train_cifar.main()
     return "synthetic images of CIFAR-10's shape" if args.tiny or not there else "CIFAR-10"
 
@@ -95,12 +95,12 @@ def epochs(args: argparse.Namespace, cuda: bool) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = flags.Parser(description=__doc__.split("\n")[0])
+    parser = flags.Parser(__doc__)
     parser.add_argument("part", choices=["waits", "epochs"])
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--data-dir", default="data")
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--data-dir", type=flags.path, default="data")
+    parser.add_argument("--out", type=flags.path, required=True)
     args = parser.parse_args()
     device = flags.choose_device(args.device)
     result = {"waits": waits, "epochs": epochs}[args.part](args, device.type == "cuda")
