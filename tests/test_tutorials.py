@@ -22,12 +22,13 @@ def page_of(path):
 
 
 TUTORIALS = [page_of(path) for path in sorted(FOLDER.glob("[0-9][0-9]_*.md"))]
-OTHERS = ("README.md", "tests/README.md", "tutorials/README.md", "tutorials/glossary.md")
+OTHERS = ("README.md", "tests/README.md", "tutorials/README.md", "tutorials/glossary.md",
+          "mpvg_minimal/adapt/README.md")
 PAGES = TUTORIALS + [page_of(ROOT / name) for name in OTHERS]
 
 
 NEW = ("opening", "tolerances", "verdicts", "folded_plumbing", "pasteable", "narrow", "short")
-REWRITTEN = "1234578"                                           # numbers of the tutorials that keep the new rules too
+REWRITTEN = "12345789"                                          # numbers of the tutorials that keep the new rules too
 
 
 @pytest.mark.parametrize("page", TUTORIALS, ids=lambda page: page.path.stem)
