@@ -283,8 +283,9 @@ def help_of(target: str, is_module: bool) -> str:
     path = ROOT / (target.replace(".", "/") + ".py" if is_module else target)
     if not path.is_file() and not (is_module and (path.with_suffix("") / "__main__.py").is_file()):
         raise FileNotFoundError(path)
-    with patch.object(sys, "argv", [str(path), "--help"]), warnings.catch_warnings(action="ignore"), \
-            redirect_stdout(io.StringIO()) as printed:
+    beside = [str(path.parent), *sys.path]                      # a script imports what stands beside it
+    with patch.object(sys, "argv", [str(path), "--help"]), patch.object(sys, "path", beside), \
+            warnings.catch_warnings(action="ignore"), redirect_stdout(io.StringIO()) as printed:
         try:
             if is_module:
                 runpy.run_module(target, run_name="__main__")
