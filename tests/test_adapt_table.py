@@ -1,4 +1,4 @@
-"""The table of tutorial 9: which models of timm and torchvision can be adapted, and why others cannot.
+"""The table of adapt/README.md: which models of timm and torchvision can be adapted, and why others cannot.
 
 `python tests/test_adapt_table.py` writes it anew. Models are built on the meta device: shapes only, no weights.
 """
@@ -11,7 +11,7 @@ from conftest import ROOT
 
 from mpvg_minimal.adapt import NormWithPE, adapt_swin, adapt_timm_vit, adapt_torchvision_vit
 
-PAGE = ROOT / "tutorials" / "09_elsewhere.md"
+PAGE = ROOT / "mpvg_minimal" / "adapt" / "README.md"
 HEAD = "| kind | example | MPVG |\n|---|---|---|\n"
 TIMM = [                                            # kind, registered name, options
     ("ViT, class token", "vit_tiny_patch16_224", {}),
@@ -74,7 +74,7 @@ def table() -> str:
 
 
 def shown() -> str:
-    """The table in the tutorial: from its head to the next empty line."""
+    """The table as it stands there: from its head to the next empty line."""
     _, found, rest = PAGE.read_text().partition(HEAD)
     return found + rest[:rest.index("\n\n") + 1]
 
