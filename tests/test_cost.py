@@ -104,11 +104,11 @@ def test_a_measurement_names_its_commit(tmp_path, monkeypatch):
     def git(*words):
         subprocess.run(["git", "-c", "user.name=n", "-c", "user.email=e", *words], cwd=tmp_path, check=True)
 
-    files = {name: tmp_path / name for name in ("code/provenance.py", "results/cost.json", "script.py")}
+    files = {name: tmp_path / name for name in ("mpvg_minimal/vit.py", "results/cost.json", "script.py")}
     for file in files.values():
         file.parent.mkdir(exist_ok=True)
         file.write_text("old")
-    monkeypatch.setattr(provenance, "__file__", str(files["code/provenance.py"]))
+    monkeypatch.setattr(provenance, "ROOT", tmp_path.resolve())
     git("init", "-q")
     git("add", ".")
     git("commit", "-qm", "one")
