@@ -2,12 +2,12 @@
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
-import torch
 from conftest import ROOT
 from runs import Ended, ended, fork, in_child
 
@@ -133,17 +133,28 @@ def test_results_that_cannot_be_written_are_named_before_the_training(tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
-def test_children_may_compute_in_many_threads():
-    """Forked after OpenMP has started threads, they would hang in the first parallel loop."""
-    def compute(threads: int, _: int):
-        torch.set_num_threads(threads)
-        assert torch.get_num_threads() == 2
-        assert float((torch.ones(4000, 400).exp() * 0).sum()) == 0
-        print("done", flush=True)
+IN_MANY_THREADS = """
+import sys
+import torch
+sys.path.insert(0, "tutorials")
+import grid_jobs
 
-    def parent():
-        torch.set_num_threads(2)
-        threads = grid_jobs.one_thread()
-        assert threads == 2 and float((torch.ones(4000, 400).exp() * 0).sum()) == 0
-        list(grid_jobs.in_children(compute, [(threads, 0)]))
-    assert in_child(parent).out == "done\n"
+def compute(threads, _):
+    torch.set_num_threads(threads)
+    assert torch.get_num_threads() == 2
+    assert float((torch.ones(4000, 400).exp() * 0).sum()) == 0
+    print("done", flush=True)
+
+torch.set_num_threads(2)
+threads = grid_jobs.one_thread()
+assert threads == 2 and float((torch.ones(4000, 400).exp() * 0).sum()) == 0
+list(grid_jobs.in_children(compute, [(threads, 0)]))
+"""
+
+
+def test_children_may_compute_in_many_threads():
+    """Forked after OpenMP has started threads, they would hang in the first parallel loop. An interpreter of its own:
+    in this process other tests may have started such threads already."""
+    done = subprocess.run([sys.executable, "-c", IN_MANY_THREADS], cwd=ROOT, capture_output=True, text=True,
+                          timeout=120)
+    assert done.stdout == "done\n", done.stderr
