@@ -17,7 +17,8 @@ SWITCHES = dict(add_at_input=True, first_block=2, hierarchical=True, at_last_nor
 
 # Four blocks, no augmentation, in minutes: too small for the effect, and kept as a lesson about that.
 REDUCED, REDUCED_LIMIT = replace(recipes.SHAPES, epochs=5), 20_000
-# DeiT's depth on a CPU: about 12 minutes of one core a run. The recipe was chosen on `once` and LaPE alone.
+# DeiT's depth on a CPU: about 12 minutes of one core a run. The rate was chosen on `once` and LaPE alone, on
+# training images that were held out: results/pilot_twelve.json.
 TWELVE = replace(recipes.SHAPES, model="deit_nano", epochs=8, warmup=1 / 16, label_smoothing=0.1, stochastic_depth=0.05,
                  augment=dict(scale=[0.8, 1.0]))
 

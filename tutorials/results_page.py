@@ -69,6 +69,19 @@ def experiment(name: str, command: str, *, claims: bool = True) -> list[str]:
     return lines + part("The counterbalance and depth", by_depth(runs))
 
 
+def pilot() -> list[str]:
+    """How the rate of the twelve-block runs was chosen."""
+    runs = read("pilot_twelve")
+    lines = ["| cell | lr | top-1 after epoch 1 | 2 | 3 | 4 |", "|---|---|---|---|---|---|"]
+    for run in runs:
+        scores = " | ".join(f"{epoch['top1']:.2f}" for epoch in run["epochs"])
+        lines.append(f"| {run['cell']} | {run['settings']['lr']:g} | {scores} |")
+    return [*say(f"""The learning rate was chosen by four epochs of two cells, seed {runs[0]['seed']}, tested on 5,000
+        training images that were held out (`python tutorials/grid.py --dataset cifar10 --twelve --validation
+        --first-seed 100 --seeds 1 --epochs 4 --lr LR --cells "gap once" "gap lape"`, commit `{runs[0]['environment']['commit']}`,
+        [every number](pilot_twelve.json)):"""), *lines, ""]
+
+
 def reduced_sentences() -> list[str]:
     runs = read("grid_cifar10_jpeg_reduced")
     scores = {(run["cell"], run["seed"]): run["top1"] for run in runs}
@@ -133,7 +146,7 @@ def page() -> str:
              have a class token, PVG and MPVG have GAP. For DeiT-Ti that is GAP +0.26 (72.40, Fig. 5 a), PVG's structure
              +0.77 and PE at the last norm +0.34."""), PUBLISHED, "",
         "## Twelve blocks on CIFAR-10 (JPEG)", "",
-        *experiment("cifar10_jpeg_twelve", f"{grid} cifar10 --twelve --jobs 2"),
+        *pilot(), *experiment("cifar10_jpeg_twelve", f"{grid} cifar10 --twelve --jobs 2"),
         "## Four blocks on CIFAR-10 (JPEG): too small an experiment", "",
         *experiment("cifar10_jpeg_reduced", f"{grid} cifar10 --reduced"), *reduced_sentences(),
         "## The built-in shapes", "", *experiment("shapes", f"{grid} shapes --groups main scale", claims=False),
