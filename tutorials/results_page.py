@@ -78,7 +78,8 @@ def pilot() -> list[str]:
         lines.append(f"| {run['cell']} | {run['settings']['lr']:g} | {scores} |")
     return [*say(f"""The learning rate was chosen by four epochs of two cells, seed {runs[0]['seed']}, tested on 5,000
         training images that were held out (`python tutorials/grid.py --dataset cifar10 --twelve --validation
-        --first-seed 100 --seeds 1 --epochs 4 --lr LR --cells "gap once" "gap lape"`, commit `{runs[0]['environment']['commit']}`,
+        --first-seed 100 --seeds 1 --epochs 4 --lr LR --cells "gap once" "gap lape"`,
+        commit `{runs[0]['environment']['commit']}`,
         [every number](pilot_twelve.json)):"""), *lines, ""]
 
 
