@@ -12,6 +12,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tutorials")]
 
 from dense_grid import table as dense_table  # noqa: E402
 from grid_findings import by_depth, correlations, shifts, zeroed  # noqa: E402
+from grid_predictions import predictions_table  # noqa: E402
 from grid_report import claims_table, mean_and_error, origins, paired, short_table  # noqa: E402
 
 from mpvg_minimal.tools import cost, cost_report  # noqa: E402
@@ -63,6 +64,7 @@ def experiment(name: str, command: str, *, claims: bool = True) -> list[str]:
                     [`grid_{name}.json`](grid_{name}.json).""") + [short_table(runs), ""]
     if claims:
         lines += part("The paper's claims", claims_table(runs))
+        lines += part("The counterbalance, and our predictions (1 to 4)", predictions_table(runs))
     lines += part("Correlation of tokens and delivered PE, after training", correlations(runs))
     lines += part("The last norm: β, and β with c, the shared part of PE there", shifts(runs))
     lines += part("Top-1 lost when PE is taken away in testing alone, in points", zeroed(runs))
