@@ -1,6 +1,6 @@
 """Train a ViT on CIFAR-10, CIFAR-100 or the built-in shapes.
 
-    python train_cifar.py --gap --mpvg --dataset shapes     nothing to download; under a minute on two CPU cores
+    python train_cifar.py --gap --mpvg --dataset shapes     nothing to download; half a minute on two CPU cores
     python train_cifar.py --gap --mpvg                      CIFAR-10, ViT-Lite, the published recipe of 310 epochs
 
 The file is the story of a run, step by step. What happens in its last step, `fit`: mpvg_minimal/training/loop.py.

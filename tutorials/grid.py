@@ -29,7 +29,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from grid_cells import CELLS, GROUPS, REDUCED, REDUCED_LIMIT, TWELVE, TWELVE_PLAN, build
+from grid_cells import CELLS, GROUPS, REDUCED, REDUCED_LIMIT, SHAPES, TWELVE, TWELVE_PLAN, build
 from grid_figures import draw, draw_depth, draw_development
 from grid_jobs import in_child, in_children, one_thread, read_runs
 from grid_report import table
@@ -87,7 +87,7 @@ def evaluate(model: ViT, batches: Any, **options: Any) -> dict[str, Any]:
 
 
 def recipe_of(args: argparse.Namespace, seed: int) -> recipes.Recipe:
-    full = recipes.SHAPES if args.dataset == "shapes" else replace(recipes.CIFAR, epochs=100)
+    full = SHAPES if args.dataset == "shapes" else replace(recipes.CIFAR, epochs=100)
     recipe = flags.adjust(REDUCED if args.reduced else TWELVE if args.twelve else full, args)
     return replace(recipe, seed=seed)
 

@@ -15,6 +15,8 @@ from mpvg_minimal.training.models import build_model
 
 SWITCHES = dict(add_at_input=True, first_block=2, hierarchical=True, at_last_norm="initial")       # MPVG
 
+# The built-in shapes: long enough for every schedule.
+SHAPES = replace(recipes.SHAPES, epochs=8)
 # Four blocks, no augmentation, in minutes: too small for the effect, and kept as a lesson about that.
 REDUCED, REDUCED_LIMIT = replace(recipes.SHAPES, epochs=5), 20_000
 # DeiT's depth on a CPU: about 12 minutes of one core a run. The rate was chosen on `once` and LaPE alone, on

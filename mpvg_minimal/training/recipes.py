@@ -46,14 +46,15 @@ def learning_rate(update: int, total: int, *, lr: float, final_lr: float, warmup
     return final_lr + (lr - final_lr) * (1 + math.cos(math.pi * progress)) / 2
 
 
-# Under 60 seconds on two CPU cores. No augmentation: it would move the shapes, and where they stand is the label.
+# The README's first command: 99.90 to 100.00 % with each of the seeds 0 to 5 on a CPU. Fewer epochs are not safe.
+# No augmentation: it would move the shapes, and where they stand is the label.
 SHAPES = Recipe(
-    model="vit_nano", epochs=8, batch_size=128,
+    model="vit_nano", epochs=3, batch_size=128,
     lr=1e-3, final_lr=1e-5, warmup=1 / 30, weight_decay=0.05, clip_grad=1.0)
 
 # The same images with masks and boxes (dense/targets.py): under 60 seconds, and under 3 minutes.
 DENSE_SHAPES = {
-    "segmentation": SHAPES,
+    "segmentation": replace(SHAPES, epochs=8),
     "detection": replace(SHAPES, epochs=4, detector=dict(channels=64, levels=[2, 1], convs=1, padding="circular"))}
 
 # ViT-Lite on CIFAR-100: Compact-Transformers (Hassani et al. 2021), https://github.com/SHI-Labs/Compact-Transformers,
