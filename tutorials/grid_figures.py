@@ -101,6 +101,7 @@ def draw_development(runs: list[dict[str, Any]], path: Path) -> None:
         axis.set(title=cell, xlabel="epoch")
     axes[0, 0].set_ylabel("correlation of tokens and PE")
     lines = {line.get_label(): line for axis in axes[0] for line in axis.get_lines() if line.get_label()[0] != "_"}
-    figure.legend([lines[name] for name in sorted(lines)], sorted(lines), loc="outside right center")
+    names = sorted(lines, key=lambda name: (name == "last norm", len(name), name))       # block 9 before block 10
+    figure.legend([lines[name] for name in names], names, loc="outside right center")
     write_figure(path, figure, dpi=110, metadata={"Software": None})
     plt.close(figure)
