@@ -6,8 +6,10 @@ new interpreter needs to import torch. Tests of signals and of `torchrun` also s
 import functools
 import importlib
 import itertools
+import json
 import multiprocessing
 import os
+import resource
 import signal
 import socket
 import sys
@@ -135,6 +137,11 @@ def run_ranks(script: str, *flags: Any, faults: tuple = (None, None), timeout: f
     return [ended(child, timeout) for child in children]
 
 
+def small_files(size: int) -> Callable[[], None]:
+    """A fault: no file may grow over this many bytes, as on a full disk."""
+    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
 def send(number: int) -> Callable[[], None]:
     return lambda: os.kill(os.getpid(), number)
 
@@ -146,7 +153,7 @@ def both(*faults: Callable[[], None] | None) -> Callable[[], None]:
 
 def before(owner: Any, name: str, call_number: int | None, act: Callable[[], None], *,
            when: Callable[..., bool] = lambda *_, **__: True) -> Callable[[], None]:
-    """A fault: `act` just before the given call, from 1, of owner.name; None: before each. `when`: which calls count."""
+    """A fault: `act` just before the given call, from 1, of owner.name; None: before each. `when` says which count."""
     def fault():
         original, calls = getattr(owner, name), itertools.count(1)
 
@@ -191,8 +198,10 @@ def image_folder(root: Path, *, classes: tuple[str, ...] = ("ash", "birch"), tra
 
 
 def final(out: Path) -> dict[str, Any]:
-    """All that a run's newest checkpoint holds, without the timings, and metrics.jsonl's text without them."""
+    """All that a run's newest checkpoint holds, without the timings. metrics.jsonl says the same."""
     saved = checkpoint.read(out / checkpoint.NEWEST)
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert lines == saved["history"]
     for line in saved["history"]:
         for key in TIMING:
             del line[key]
