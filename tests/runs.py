@@ -3,6 +3,8 @@
 A run here is a forked child of the test process: a real process, which can be killed, without the seconds that a
 new interpreter needs to import torch. Tests of signals and of `torchrun` also start the scripts from a shell.
 """
+import argparse
+import contextlib
 import functools
 import importlib
 import itertools
@@ -20,6 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 import matplotlib.backends.backend_agg  # noqa: F401  this and the scripts: imported once here, so that no child has to
+import pytest
 import torch
 from PIL import Image
 
@@ -181,6 +184,20 @@ def in_evaluation(number: int, act: Callable[[], None]) -> Callable[[], None]:
             return original(*args, between=after_batch, **options)
         task.evaluate_batches = patched
     return fault
+
+
+def parsers_of(module: Any) -> list[argparse.ArgumentParser]:
+    """A command's parsers, which hold its flags."""
+    made, original = [], argparse.ArgumentParser.__init__
+
+    def init(parser, *args, **options):
+        original(parser, *args, **options)
+        made.append(parser)
+    with pytest.MonkeyPatch.context() as patch, contextlib.suppress(Exception, SystemExit):
+        patch.setattr(argparse.ArgumentParser, "__init__", init)
+        patch.setattr(sys, "argv", ["command", "--nosuch"])
+        module.main()
+    return made
 
 
 def image_folder(root: Path, *, classes: tuple[str, ...] = ("ash", "birch"), train_images: int = 12,

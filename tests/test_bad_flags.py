@@ -1,12 +1,11 @@
 """Wrong flags: one line that says what is wrong, and exit code 2, before data is opened or a model built."""
-import argparse
 import runpy
 import sys
 
 import pytest
 import torch
 from conftest import ROOT
-from runs import SHAPES, in_child, one_line, run
+from runs import SHAPES, in_child, one_line, parsers_of, run
 
 import train_cifar
 import train_imagenet
@@ -58,21 +57,8 @@ CASES = {
 }
 
 
-def flags_of(script: str) -> list[str]:
-    class Found(Exception):
-        pass
-
-    def stop(parser, *_):
-        raise Found(parser)
-
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Found) as found:
-        patch.setattr(argparse.ArgumentParser, "parse_args", stop)
-        SCRIPTS[script].main()
-    actions = found.value.args[0]._actions
-    return [action.option_strings[-1] for action in actions if not isinstance(action, argparse._HelpAction)]
-
-
-FLAGS = [(script, flag) for script in SCRIPTS for flag in flags_of(script)]
+FLAGS = [(name, action.option_strings[-1]) for name, script in SCRIPTS.items() for parser in parsers_of(script)
+         for action in parser._actions if action.dest != "help"]
 
 
 @pytest.mark.promise("bad flags")

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from runs import in_child, small_shapes
+from runs import in_child, parsers_of, small_shapes
 
 from mpvg_minimal.data import sources
 from mpvg_minimal.runtime.errors import one_line_errors
@@ -32,20 +32,6 @@ NASTY = ("", " ", "-1", "0", "1", "2", "3.5", "1e400", "1e38", "nan", "inf", "9"
          "%s", "cpu", "cuda:99", "line\nline", "\u202e")
 SECONDS = 20            # of one command; it is expected to need a part of one
 METRICS = dict.fromkeys(("top1", "mean_iou", "pixel_accuracy", "ap", "ap50", "train_loss", "test_loss"), 1.0)
-
-
-def parsers_of(module) -> list[argparse.ArgumentParser]:
-    """The command's parsers, which hold its flags."""
-    made, original = [], argparse.ArgumentParser.__init__
-
-    def init(parser, *args, **options):
-        original(parser, *args, **options)
-        made.append(parser)
-    with pytest.MonkeyPatch.context() as patch, contextlib.suppress(Exception, SystemExit):
-        patch.setattr(argparse.ArgumentParser, "__init__", init)
-        patch.setattr(sys, "argv", ["command", "--nosuch"])
-        module.main()
-    return made
 
 
 def drawn(draw: random.Random, parsers: list[argparse.ArgumentParser], there: list[str]) -> list[str]:
