@@ -76,14 +76,14 @@ def fork(function: Callable[[], Any], environment: dict[str, str] | None = None)
 
 def ended(child: Child, timeout: float = 60) -> Ended:
     """Wait for a child; one that is not through in time is killed and fails the test."""
-    child.process.join(child.began + timeout - time.monotonic())
-    late = child.process.is_alive()
-    if late:
-        child.process.kill()
-        child.process.join()
-    out, err = map(text_of, (child.out, child.err))
-    assert not late, f"still running after {timeout} s: {out}{err}"
-    return Ended(child.process.exitcode, out, err, time.monotonic() - child.began)
+    process, out, err, began = child
+    while process.is_alive():                       # join(timeout) would wait for a killed run's image loaders too
+        if time.monotonic() - began > timeout:
+            process.kill()
+            process.join()
+            raise AssertionError(f"still running after {timeout} s: {text_of(out)}{text_of(err)}")
+        time.sleep(0.01)
+    return Ended(process.exitcode, text_of(out), text_of(err), time.monotonic() - began)
 
 
 def one_line(end: Ended, *parts: str, code: int = 2) -> None:
