@@ -53,8 +53,8 @@ class Ended(NamedTuple):
     seconds: float
 
 
-def in_child(function: Callable[[], Any], *, timeout: float = 60, environment: dict[str, str] | None = None) -> Ended:
-    return ended(fork(function, environment), timeout)
+def in_child(function: Callable[[], Any], *, timeout: float = 60) -> Ended:
+    return ended(fork(function), timeout)
 
 
 def fork(function: Callable[[], Any], environment: dict[str, str] | None = None) -> Child:

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from runs import Ended, ended, fork, in_child, one_line
+from runs import Ended, ended, fork, in_child, one_line, small_shapes
 
 sys.path.insert(0, str(ROOT / "tutorials"))
 import dense_grid  # noqa: E402
 import grid  # noqa: E402
 import grid_jobs  # noqa: E402
 
+from mpvg_minimal.data import sources  # noqa: E402
 from mpvg_minimal.runtime.errors import UserError  # noqa: E402
 from mpvg_minimal.runtime.signals import catch_signals  # noqa: E402
 
@@ -26,6 +27,7 @@ def run_grid(tmp_path: Path, *flags, module=grid) -> Ended:
     folders = ("--runs", tmp_path / "runs", "--results", tmp_path) if module is grid else ()
 
     def function():
+        sources.open_shapes = small_shapes
         sys.argv = ["grid.py", *map(str, (*folders, *flags))]
         module.main()
     return in_child(function)

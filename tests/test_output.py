@@ -1,4 +1,5 @@
 """Output that goes away, Ctrl-C at any time, and other ways of starting: no traceback, and the run goes on."""
+import importlib.machinery
 import os
 import shutil
 import signal
@@ -102,9 +103,27 @@ def test_ctrl_c_while_torch_is_imported(command, tmp_path):
     assert (end.returncode, end.stderr) == (-signal.SIGINT, "error: interrupted, nothing was done\n")
 
 
+def without_docstrings():
+    """A fault: the package is imported anew, as `python -OO` would, and nobody reads what is printed."""
+    for name in [name for name in sys.modules if name.split(".")[0] in ("mpvg_minimal", "train_imagenet")]:
+        del sys.modules[name]
+    importlib.machinery.SourceFileLoader.get_code = lambda loader, _: compile(
+        loader.get_data(loader.path), loader.path, "exec", dont_inherit=True, optimize=2)
+    assert importlib.import_module("train_imagenet").__doc__ is None
+    nobody_reads(1)()
+
+
 @pytest.mark.promise("output")
 def test_without_docstrings_and_assertions(finished, tmp_path):
-    """`python -OO`, and a reader of its output that is gone from the start."""
+    end = run(*FOLDER, "--epochs", 1, "--data-dir", finished / "data", "--out", tmp_path, fault=without_docstrings)
+    assert (end.code, end.err) == (0, "")
+    assert checkpoint.read(tmp_path / "checkpoint.pt")["epoch"] == 1
+
+
+@pytest.mark.slow
+@pytest.mark.promise("output")
+def test_all_without_docstrings_and_assertions(finished, tmp_path):
+    """`python -OO`, for torch too, and a reader of its output that is gone from the start."""
     line = " ".join(map(str, [sys.executable, "-OO", "train_imagenet.py", *FOLDER[1:], "--epochs", 1, "--data-dir",
                               finished / "data", "--out", tmp_path]))
     end = subprocess.run(["bash", "-c", f"{line} | true; exit ${{PIPESTATUS[0]}}"], cwd=ROOT, text=True,
