@@ -12,8 +12,24 @@ import torch  # noqa: E402
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))                       # `pytest` alone works, without installing the package
 
+torch.set_num_threads(1)                            # fixtures of a module or session come before the one below
+
 
 @pytest.fixture(autouse=True)
 def one_thread_and_a_seed():
     torch.set_num_threads(1)
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory) -> Path:
+    """Two finished runs of one epoch, on shapes and on a folder of images, and the images. A test changes copies only.
+
+    shapes, folder, data
+    """
+    import runs
+    base = tmp_path_factory.mktemp("finished")
+    runs.image_folder(base / "data")
+    assert runs.run(*runs.SHAPES, "--epochs", 1, "--out", base / "shapes").code == 0
+    assert runs.run(*runs.FOLDER, "--epochs", 1, "--data-dir", base / "data", "--out", base / "folder").code == 0
+    return base

@@ -3,33 +3,47 @@
 A run here is a forked child of the test process: a real process, which can be killed, without the seconds that a
 new interpreter needs to import torch. Tests of signals and of `torchrun` also start the scripts from a shell.
 """
+import argparse
+import contextlib
 import functools
 import importlib
 import itertools
-import multiprocessing.process
-import multiprocessing.util
+import json
+import multiprocessing
 import os
+import resource
 import signal
 import socket
 import sys
 import tempfile
 import time
-import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
+import matplotlib.backends.backend_agg  # noqa: F401  this and the scripts: imported once here, so that no child has to
+import pytest
 import torch
 from PIL import Image
 
-import train_cifar  # noqa: F401  imported once here, so that no child has to
-import train_imagenet  # noqa: F401
+import train_cifar
+import train_imagenet
 from mpvg_minimal.data import sources
 from mpvg_minimal.data.shapes import Shapes
 from mpvg_minimal.runtime.errors import one_line_errors
 from mpvg_minimal.training import checkpoint, task
 
 TIMING = ("seconds", "images_per_second")           # all other metrics are the same in every run
+SHAPES = ("train_cifar", "--dataset", "shapes", "--gap", "--mpvg", "--batch-size", 16, "--workers", 0)
+FOLDER = ("train_imagenet", "--model", "vit_nano", "--image-size", 32, "--gap", "--mpvg", "--batch-size", 4,
+          "--workers", 0)
+
+
+class Child(NamedTuple):
+    process: multiprocessing.Process
+    out: TextIO
+    err: TextIO
+    began: float
 
 
 class Ended(NamedTuple):
@@ -39,59 +53,43 @@ class Ended(NamedTuple):
     seconds: float
 
 
-def in_child(function: Callable[[], Any], *, timeout: float = 60, environment: dict[str, str] | None = None) -> Ended:
-    return ended(fork(function, environment), timeout)
+def in_child(function: Callable[[], Any], *, timeout: float = 60) -> Ended:
+    return ended(fork(function), timeout)
 
 
-def fork(function: Callable[[], Any], environment: dict[str, str] | None = None) -> tuple:
-    """Start `function` in a child. Returns what `ended` takes: process id, its files of output, the time."""
+def fork(function: Callable[[], Any], environment: dict[str, str] | None = None) -> Child:
+    """Start `function` in a child, in which files take what is printed."""
     out, err = (tempfile.TemporaryFile("w+") for _ in range(2))
-    sys.stdout.flush()
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            os.dup2(out.fileno(), 1)
-            os.dup2(err.fileno(), 2)
-            sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            os.environ.update(environment or {})
-            multiprocessing.process._children.clear()           # they are the parent's: nothing for us to join
-            code = exit_code(function)
-        finally:
-            os._exit(code)                                      # whatever happened: the test run is the parent's
-    return pid, out, err, time.monotonic()
 
-
-def exit_code(function: Callable[[], Any]) -> int:
-    code = 0
-    try:
+    def body():
+        os.dup2(out.fileno(), 1)
+        os.dup2(err.fileno(), 2)
+        sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        os.environ.update(environment or {})
         with one_line_errors():
             function()
-    except SystemExit as end:
-        code = end.code
-    except BaseException:
-        traceback.print_exc()
-        code = 1
-    multiprocessing.util._exit_function()           # ends the image loaders' processes, as the interpreter would
-    sys.stdout.flush()
-    sys.stderr.flush()
-    return code
+    process = multiprocessing.get_context("fork").Process(target=body)
+    process.start()
+    return Child(process, out, err, time.monotonic())
 
 
-def ended(child: tuple, timeout: float = 60) -> Ended:
+def ended(child: Child, timeout: float = 60) -> Ended:
     """Wait for a child; one that is not through in time is killed and fails the test."""
-    pid, out, err, began = child
-    while True:
-        done, status = os.waitpid(pid, os.WNOHANG)
-        if done:
-            break
+    process, out, err, began = child
+    while process.is_alive():                       # join(timeout) would wait for a killed run's image loaders too
         if time.monotonic() - began > timeout:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
+            process.kill()
+            process.join()
             raise AssertionError(f"still running after {timeout} s: {text_of(out)}{text_of(err)}")
         time.sleep(0.01)
-    return Ended(os.waitstatus_to_exitcode(status), text_of(out), text_of(err), time.monotonic() - began)
+    return Ended(process.exitcode, text_of(out), text_of(err), time.monotonic() - began)
+
+
+def one_line(end: Ended, *parts: str, code: int = 2) -> None:
+    """The child ended with this exit code, and with one line on stderr that holds all parts."""
+    assert end.code == code and end.err.count("\n") == 1 and end.err.startswith("error: "), end
+    assert all(part in end.err for part in parts), end.err
 
 
 def text_of(file) -> str:
@@ -106,10 +104,17 @@ def small_shapes() -> sources.Source:
     return sources.Source(train_set, test_set, train_set.classes, 32, (0.25,) * 3, (0.25,) * 3)
 
 
-def call(script: str, *flags: Any, fault: Callable[[], None] | None = None) -> Callable[[], None]:
-    """script(flags) as a function without arguments. fault: called first, in the child."""
+def call(script: str, *flags: Any, fault: Callable[[], None] | None = None, curves: bool = False) -> Callable[[], None]:
+    """script(flags) as a function without arguments. fault: called first, in the child.
+
+    curves: whether a classifier's curves are drawn at the end, which takes longer than all the rest of a small run.
+    """
+    data = small_shapes()                           # drawn here, once for all children
+
     def function():
-        sources.open_shapes = small_shapes
+        sources.open_shapes = lambda: data
+        if not curves:
+            train_cifar.draw_curves = train_imagenet.draw_curves = lambda *_: None
         if fault:
             fault()
         sys.argv = [script if "." in script else f"{script}.py", *map(str, flags)]
@@ -117,8 +122,9 @@ def call(script: str, *flags: Any, fault: Callable[[], None] | None = None) -> C
     return function
 
 
-def run(script: str, *flags: Any, fault: Callable[[], None] | None = None, timeout: float = 60) -> Ended:
-    return in_child(call(script, *flags, fault=fault), timeout=timeout)
+def run(script: str, *flags: Any, timeout: float = 60, **options: Any) -> Ended:
+    """call(script, *flags, **options) in a child."""
+    return in_child(call(script, *flags, **options), timeout=timeout)
 
 
 def run_ranks(script: str, *flags: Any, faults: tuple = (None, None), timeout: float = 60) -> list[Ended]:
@@ -134,18 +140,28 @@ def run_ranks(script: str, *flags: Any, faults: tuple = (None, None), timeout: f
     return [ended(child, timeout) for child in children]
 
 
+def small_files(size: int) -> Callable[[], None]:
+    """A fault: no file may grow over this many bytes, as on a full disk."""
+    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
 def send(number: int) -> Callable[[], None]:
     return lambda: os.kill(os.getpid(), number)
 
 
-def before(owner: Any, name: str, call_number: int, act: Callable[[], None], *,
+def both(*faults: Callable[[], None] | None) -> Callable[[], None]:
+    """One fault after the other; None is none."""
+    return lambda: [fault() for fault in faults if fault]
+
+
+def before(owner: Any, name: str, call_number: int | None, act: Callable[[], None], *,
            when: Callable[..., bool] = lambda *_, **__: True) -> Callable[[], None]:
-    """A fault: `act` just before the given call, from 1, of owner.name; `when` says which calls count."""
+    """A fault: `act` just before the given call, from 1, of owner.name; None: before each. `when` says which count."""
     def fault():
         original, calls = getattr(owner, name), itertools.count(1)
 
         def patched(*args, **options):
-            if when(*args, **options) and next(calls) == call_number:
+            if when(*args, **options) and call_number in (None, next(calls)):
                 act()
             return original(*args, **options)
         setattr(owner, name, patched)
@@ -170,6 +186,20 @@ def in_evaluation(number: int, act: Callable[[], None]) -> Callable[[], None]:
     return fault
 
 
+def parsers_of(module: Any) -> list[argparse.ArgumentParser]:
+    """A command's parsers, which hold its flags."""
+    made, original = [], argparse.ArgumentParser.__init__
+
+    def init(parser, *args, **options):
+        original(parser, *args, **options)
+        made.append(parser)
+    with pytest.MonkeyPatch.context() as patch, contextlib.suppress(Exception, SystemExit):
+        patch.setattr(argparse.ArgumentParser, "__init__", init)
+        patch.setattr(sys, "argv", ["command", "--nosuch"])
+        module.main()
+    return made
+
+
 def image_folder(root: Path, *, classes: tuple[str, ...] = ("ash", "birch"), train_images: int = 12,
                  val_images: int = 5, size: int = 40) -> Path:
     """A tiny data set in ImageNet's layout: noise, the same in every call."""
@@ -185,8 +215,10 @@ def image_folder(root: Path, *, classes: tuple[str, ...] = ("ash", "birch"), tra
 
 
 def final(out: Path) -> dict[str, Any]:
-    """All that a run's newest checkpoint holds, without the timings, and metrics.jsonl's text without them."""
+    """All that a run's newest checkpoint holds, without the timings. metrics.jsonl says the same."""
     saved = checkpoint.read(out / checkpoint.NEWEST)
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert lines == saved["history"]
     for line in saved["history"]:
         for key in TIMING:
             del line[key]

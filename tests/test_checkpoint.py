@@ -4,9 +4,8 @@ import io
 import os
 import pickle
 import random
-import resource
+import re
 import signal
-import struct
 import time
 import zipfile
 from contextlib import suppress
@@ -14,12 +13,10 @@ from contextlib import suppress
 import pytest
 import torch
 from conftest import ROOT
-from runs import fork, in_child, run
+from runs import SHAPES, before, fork, in_child, one_line, run, small_files
 
 from mpvg_minimal.runtime.errors import UserError
 from mpvg_minimal.training import checkpoint
-
-SMALL = ("--dataset", "shapes", "--gap", "--mpvg", "--batch-size", 16, "--workers", 0)
 
 
 def content(number: int, size: int = 50_000) -> dict:
@@ -49,21 +46,21 @@ def kill_while_saving(folder, kills: int) -> list[float]:
             os.pwrite(descriptor, f"{number:9}".encode(), 0)
 
     for _ in range(kills):
-        pid, *_ = fork(save_for_ever)
+        process = fork(save_for_ever).process
         end = time.monotonic() + 30
         while int(said.read_text()) < reached + 2:  # the old process's files are not enough: two saves of its own
             assert time.monotonic() < end, "the saving process does not save"
             time.sleep(0.001)
         moments.append(draw.uniform(0, 0.03))
         time.sleep(moments[-1])
-        os.kill(pid, signal.SIGKILL)
-        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
         returned = int(said.read_text())
         number = assert_whole(checkpoint.newest(folder))
         assert returned <= number <= returned + 1   # what save() said is saved is there, or the one after it
         if (folder / checkpoint.NEWEST).exists():   # not in the moment between the two renames
-            before = assert_whole(checkpoint.read(folder / checkpoint.PREVIOUS))
-            assert before == number - 1
+            assert assert_whole(checkpoint.read(folder / checkpoint.PREVIOUS)) == number - 1
         reached = number
     return moments
 
@@ -109,17 +106,12 @@ def test_the_last_two_are_kept(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.previous.pt", "checkpoint.pt"]
 
 
-def payload(path) -> list[tuple[int, int]]:
-    """(first, last) byte of every part's data in the zip."""
-    ranges = []
-    with zipfile.ZipFile(path) as parts, open(path, "rb") as file:
-        for part in parts.infolist():
-            file.seek(part.header_offset + 26)
-            name, extra = struct.unpack("<HH", file.read(4))
-            first = part.header_offset + 30 + name + extra
-            if part.file_size:
-                ranges.append((first, first + part.file_size - 1))
-    return ranges
+def payload(whole: bytes) -> list[tuple[int, int]]:
+    """(first, last) byte of every part's data in the zip, where they stand uncompressed."""
+    with zipfile.ZipFile(io.BytesIO(whole)) as parts:
+        found = [(part.header_offset + 30, parts.read(part)) for part in parts.infolist() if part.file_size]
+    firsts = [(whole.index(data, after), len(data)) for after, data in found]           # a header has at least 30
+    return [(first, first + size - 1) for first, size in firsts]
 
 
 def damages(whole: bytes, ranges: list[tuple[int, int]]) -> dict[str, bytes]:
@@ -144,7 +136,7 @@ def two_checkpoints(tmp_path_factory):
     checkpoint.save(folder, content(2))
     path = folder / checkpoint.NEWEST
     whole = path.read_bytes()
-    return folder, path, damages(whole, payload(path))
+    return folder, path, damages(whole, payload(whole))
 
 
 CASES = [f"cut to {share}" for share in ("0%", "1%", "25%", "50%", "75%", "99%")] + ["last byte missing"]
@@ -225,31 +217,17 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path, write):
     assert marker.exists()
 
 
-UNSAFE = {"pickle": ("load", "loads", "Unpickler"), "joblib": ("load",), "dill": ("load", "loads"),
-          "shelve": ("open",), "marshal": ("load", "loads"), "jit": ("load",), "hub": ("load",),
-          "yaml": ("load", "unsafe_load", "full_load")}
+PICKLES = "pickle|dill|joblib|shelve|marshal"
+UNSAFE = re.compile(
+    rf"^(import|from) .*\b({PICKLES})\b|\b({PICKLES})\.(loads?|open|Unpickler)\(|allow_pickle=(?!False)"
+    r"|\btorch\.load\((?!.*weights_only=True)|\b(jit|hub)\.load\(|\byaml\.(unsafe_|full_)?load\("
+    r"|(?<![\w.])(?<!def )(eval|exec|load)\(")
 
 
 def unsafe_loads(source: str) -> list[int]:
     """Lines that load with code execution: torch.load without weights_only=True, pickles, numpy's, eval and exec."""
-    lines = []
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, (ast.Import, ast.ImportFrom)):
-            names = [alias.name for alias in node.names] + [getattr(node, "module", None)]
-            if set(names) & {"pickle", "dill", "joblib", "shelve", "marshal"}:
-                lines.append(node.lineno)
-        if not isinstance(node, ast.Call):
-            continue
-        given = {key.arg: getattr(key.value, "value", None) for key in node.keywords}
-        if isinstance(node.func, ast.Name) and node.func.id in ("eval", "exec", "load"):
-            lines.append(node.lineno)
-        if isinstance(node.func, ast.Attribute):
-            owner = getattr(node.func.value, "id", getattr(node.func.value, "attr", ""))
-            torch_load = owner == "torch" and node.func.attr == "load" and given.get("weights_only") is not True
-            numpy_load = owner in ("np", "numpy") and node.func.attr == "load" and given.get("allow_pickle")
-            if torch_load or numpy_load or node.func.attr in UNSAFE.get(owner, ()):
-                lines.append(node.lineno)
-    return lines
+    lines = ast.unparse(ast.parse(source)).splitlines()                 # a statement each, without comments
+    return [number for number, line in enumerate(lines, 1) if UNSAFE.search(line.strip())]
 
 
 @pytest.mark.promise("nothing hostile")
@@ -281,14 +259,10 @@ def plain(value) -> bool:
 
 @pytest.mark.promise("nothing hostile")
 def test_a_run_saves_plain_types_only(tmp_path):
-    assert run("train_cifar", *SMALL, "--epochs", 1, "--ema", 0.9, "--out", tmp_path).code == 0
+    assert run(*SHAPES, "--epochs", 1, "--ema", 0.9, "--out", tmp_path).code == 0
     saved = checkpoint.read(tmp_path / checkpoint.NEWEST)
     assert plain(saved) and len(saved["history"]) == 1 and saved["ema"]
     assert not plain({"a": [tmp_path]})
-
-
-def limit_file_size(size: int) -> None:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 
 @pytest.mark.promise("disk full")
@@ -301,7 +275,7 @@ def test_disk_full_leaves_the_one_before(tmp_path, size):
     reading, writing = os.pipe()                    # no file: under this limit stderr's file is full too
 
     def save_into_too_little():
-        limit_file_size(size)
+        small_files(size)()
         try:
             checkpoint.save(tmp_path, content(2))
         except UserError as error:
@@ -333,21 +307,9 @@ def test_a_loading_process_that_dies_during_a_save_is_no_full_disk(tmp_path, mon
 
 @pytest.mark.promise("disk full")
 def test_disk_full_in_a_run_that_then_goes_on(tmp_path):
-    flags = (*SMALL, "--epochs", 3, "--save-every", 0, "--out", tmp_path)
-
-    def full_from_the_second_save():
-        original, calls = checkpoint.save, []
-
-        def save(*args):
-            calls.append(1)
-            if len(calls) == 2:
-                limit_file_size(2_000_000)          # the checkpoint has more
-            original(*args)
-        checkpoint.save = save
-
-    stopped = run("train_cifar", *flags, fault=full_from_the_second_save)
-    assert stopped.code == 2 and stopped.err.count("\n") == 1
-    assert "is the disk full? The checkpoint before it is intact" in stopped.err
+    flags = (*SHAPES, "--epochs", 3, "--save-every", 0, "--out", tmp_path)
+    stopped = run(*flags, fault=before(checkpoint, "save", 2, small_files(2_000_000)))       # a checkpoint has more
+    one_line(stopped, "is the disk full? The checkpoint before it is intact")
     assert checkpoint.read(tmp_path / checkpoint.NEWEST)["epoch"] == 1
-    assert run("train_cifar", *flags, "--resume").code == 0
+    assert run(*flags, "--resume").code == 0
     assert checkpoint.read(tmp_path / checkpoint.NEWEST)["epoch"] == 3

@@ -9,11 +9,10 @@ import subprocess
 import numpy as np
 import pytest
 import torch
-from runs import image_folder, run
+from runs import FOLDER, SHAPES, one_line, run
 
 from mpvg_minimal.runtime.errors import Exhausted, exhausted, one_line_errors
 
-FLAGS = ("train_cifar", "--dataset", "shapes", "--gap", "--mpvg", "--batch-size", "96", "--epochs", "1")
 MACHINE, GPU = "error: the memory of this machine is not enough", "error: the memory of the GPU is not enough"
 SHARED, FILES = "error: the shared memory of this machine, /dev/shm, is too small", "error: more files are open than"
 
@@ -80,12 +79,10 @@ def little_memory() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
-def test_a_model_that_is_too_large_for_the_memory(tmp_path):
-    flags = ("--model", "deit_base", "--image-size", 32, "--batch-size", 4, "--epochs", 1, "--workers", 0)
-    root = image_folder(tmp_path / "data")
-    ended = run("train_imagenet", *flags, "--data-dir", root, "--out", tmp_path / "run", fault=little_memory)
-    assert (ended.code, ended.err.count("\n")) == (1, 1), ended.err
-    assert ended.err.startswith(MACHINE) and "choose a smaller --model" in ended.err
+def test_a_model_that_is_too_large_for_the_memory(finished, tmp_path):
+    end = run(*FOLDER, "--model", "deit_base", "--epochs", 1, "--data-dir", finished / "data", "--out", tmp_path,
+              fault=little_memory)
+    one_line(end, MACHINE, "choose a smaller --model", code=1)
 
 
 def small_shared_memory(size: str):
@@ -110,9 +107,8 @@ def test_a_small_shared_memory(tmp_path, size):
     """
     if not may_mount():
         pytest.skip("only root may mount a small /dev/shm")
-    fault = small_shared_memory(size)
-    ended = run(*FLAGS, "--workers", 2, "--out", tmp_path / "run", fault=fault)
-    assert (ended.code, ended.err.count("\n")) == (1, 1), ended.err
-    assert ended.err.startswith(SHARED) and "--shm-size=8g" in ended.err and "--workers 0" in ended.err
-    again = run(*FLAGS, "--workers", 0, "--out", tmp_path / "again", fault=fault)
+    flags, fault = (*SHAPES, "--batch-size", 96, "--epochs", 1), small_shared_memory(size)
+    end = run(*flags, "--workers", 2, "--out", tmp_path / "run", fault=fault)
+    one_line(end, SHARED, "--shm-size=8g", "--workers 0", code=1)
+    again = run(*flags, "--out", tmp_path / "again", fault=fault)
     assert (again.code, again.err) == (0, "")                                   # the advice works

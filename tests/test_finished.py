@@ -1,6 +1,5 @@
 """plots and export on finished runs: also those of the grid, with data elsewhere, and where nothing can be written."""
 import builtins
-import resource
 import shutil
 import sys
 from dataclasses import replace
@@ -8,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import ROOT
-from runs import Ended, image_folder, run
+from runs import FOLDER, Ended, one_line, run, small_files
 
 import train_imagenet
 from mpvg_minimal.training import checkpoint, recipes
@@ -26,18 +25,10 @@ def tool(name: str, *flags, fault=None) -> Ended:
     return run(f"mpvg_minimal.tools.{name}", *flags, *(("--images", 8) if name == "plots" else ()), fault=fault)
 
 
-def one_line(end: Ended, *parts: str) -> None:
-    assert end.code in (1, 2) and end.err.count("\n") == 1 and end.err.startswith("error: "), end
-    assert all(part in end.err for part in parts), end.err
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    base = tmp_path_factory.mktemp("finished")
-    end = run("train_imagenet", "--model", "vit_nano", "--image-size", 32, "--batch-size", 4, "--epochs", 1, "--gap",
-              "--mpvg", "--workers", 0, "--data-dir", image_folder(base / "data"), "--out", base / "run")
-    assert end.code == 0
-    return base
+@pytest.fixture(scope="module", autouse=True)
+def export_is_ready():
+    """torch.export imports 1,300 modules in its first call: once here, and not in each child."""
+    torch.export.export(torch.nn.Linear(1, 1), (torch.zeros(1, 1),))
 
 
 @pytest.mark.parametrize("cell", CELLS)
@@ -58,7 +49,7 @@ def test_the_grids_own_runs(cell, tmp_path, monkeypatch):
 
 
 def test_a_run_of_the_grid_away_from_the_tutorials_is_one_line(finished, tmp_path):
-    shutil.copytree(finished / "run", tmp_path / "run")
+    shutil.copytree(finished / "folder", tmp_path / "run")
     saved = checkpoint.read(tmp_path / "run" / "checkpoint.pt")
     saved["settings"]["cell"] = "gap mpvg"
     checkpoint.save(tmp_path / "run", saved)
@@ -69,7 +60,7 @@ def test_a_run_of_the_grid_away_from_the_tutorials_is_one_line(finished, tmp_pat
 
 
 def test_data_that_was_moved(finished, tmp_path):
-    shutil.copytree(finished / "run", tmp_path / "run")
+    shutil.copytree(finished / "folder", tmp_path / "run")
     shutil.copytree(finished / "data", tmp_path / "data")
     (tmp_path / "run" / "config.json").unlink()
     one_line(tool("plots", tmp_path / "run"), "data")
@@ -89,16 +80,12 @@ def read_only(folder):
     return fault
 
 
-def small_files(size: int):
-    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
-
-
 @pytest.mark.promise("disk full")
 @pytest.mark.parametrize("name", TOOLS)
 @pytest.mark.parametrize("trouble", ["read-only", "full"])
 def test_a_folder_that_cannot_be_written(finished, tmp_path, name, trouble):
     out = tmp_path / "run"
-    shutil.copytree(finished / "run", out)
+    shutil.copytree(finished / "folder", out)
     before = sorted(path.name for path in out.iterdir())
     end = tool(name, out, fault=read_only(out) if trouble == "read-only" else small_files(4_000))
     one_line(end, "cannot be written", "make room, or make the folder writable")
@@ -111,7 +98,7 @@ def test_the_accuracy_is_printed_though_the_curves_cannot_be_drawn(finished, tmp
     def full_at_the_end():
         original = train_imagenet.draw_curves
         train_imagenet.draw_curves = lambda *args: (small_files(4_000)(), original(*args))
-    end = run("train_imagenet", "--model", "vit_nano", "--image-size", 32, "--batch-size", 4, "--epochs", 1,
-              "--workers", 0, "--data-dir", finished / "data", "--out", tmp_path / "run", fault=full_at_the_end)
+    end = run(*FOLDER, "--epochs", 1, "--data-dir", finished / "data", "--out", tmp_path, fault=full_at_the_end,
+              curves=True)
     one_line(end, "curves.png cannot be written")
     assert end.out.splitlines()[-1].startswith("test accuracy: ")

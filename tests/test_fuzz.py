@@ -9,6 +9,7 @@ import io
 import json
 import os
 import random
+import shutil
 import signal
 import sys
 import urllib.error
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from runs import image_folder, in_child, run, small_shapes
+from runs import in_child, parsers_of, small_shapes
 
 from mpvg_minimal.data import sources
 from mpvg_minimal.runtime.errors import one_line_errors
@@ -31,24 +32,6 @@ NASTY = ("", " ", "-1", "0", "1", "2", "3.5", "1e400", "1e38", "nan", "inf", "9"
          "%s", "cpu", "cuda:99", "line\nline", "\u202e")
 SECONDS = 20            # of one command; it is expected to need a part of one
 METRICS = dict.fromkeys(("top1", "mean_iou", "pixel_accuracy", "ap", "ap50", "train_loss", "test_loss"), 1.0)
-
-
-class Found(Exception):
-    pass
-
-
-def parsers_of(module) -> list[argparse.ArgumentParser]:
-    """The command's parsers, which hold its flags."""
-    made, original = [], argparse.ArgumentParser.__init__
-
-    def init(parser, *args, **options):
-        original(parser, *args, **options)
-        made.append(parser)
-    with pytest.MonkeyPatch.context() as patch, contextlib.suppress(Exception, SystemExit):
-        patch.setattr(argparse.ArgumentParser, "__init__", init)
-        patch.setattr(sys, "argv", ["command", "--nosuch"])
-        module.main()
-    return made
 
 
 def drawn(draw: random.Random, parsers: list[argparse.ArgumentParser], there: list[str]) -> list[str]:
@@ -116,13 +99,11 @@ def try_all(name: str, count: int, seed: int, there: list[str], folder: Path) ->
 
 
 @pytest.fixture(scope="module")
-def there(tmp_path_factory) -> list[str]:
+def there(finished, tmp_path_factory) -> list[str]:
     """Names of files and folders that are there: data, a run, its checkpoint, others in their place; and numbers."""
     base = tmp_path_factory.mktemp("there")
-    image_folder(base / "data")
-    end = run("train_imagenet", "--model", "vit_nano", "--image-size", 32, "--batch-size", 4, "--epochs", 1, "--gap",
-              "--mpvg", "--workers", 0, "--data-dir", base / "data", "--out", base / "run")
-    assert end.code == 0, end
+    shutil.copytree(finished / "data", base / "data")
+    shutil.copytree(finished / "folder", base / "run")
     (base / "empty").mkdir()
     (base / "file").write_text("text")
     os.mkfifo(base / "pipe")

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from runs import Ended, ended, fork, in_child
+from runs import Ended, ended, fork, in_child, one_line, small_shapes
 
 sys.path.insert(0, str(ROOT / "tutorials"))
 import dense_grid  # noqa: E402
 import grid  # noqa: E402
 import grid_jobs  # noqa: E402
 
+from mpvg_minimal.data import sources  # noqa: E402
 from mpvg_minimal.runtime.errors import UserError  # noqa: E402
 from mpvg_minimal.runtime.signals import catch_signals  # noqa: E402
 
@@ -23,17 +24,13 @@ GRID = ("--dataset", "shapes", "--tiny", "--cells", "gap once", "gap mpvg", "--n
 
 
 def run_grid(tmp_path: Path, *flags, module=grid) -> Ended:
+    folders = ("--runs", tmp_path / "runs", "--results", tmp_path) if module is grid else ()
+
     def function():
-        sys.argv = ["grid.py", *map(str, flags)]
-        if module is grid:
-            sys.argv += ["--runs", str(tmp_path / "runs"), "--results", str(tmp_path)]
+        sources.open_shapes = small_shapes
+        sys.argv = ["grid.py", *map(str, (*folders, *flags))]
         module.main()
     return in_child(function)
-
-
-def one_line(end: Ended, *parts: str) -> None:
-    assert end.code == 2 and end.err.count("\n") == 1 and end.err.startswith("error: "), end
-    assert all(part in end.err for part in parts), end.err
 
 
 @pytest.mark.promise("preemption")
@@ -49,7 +46,7 @@ def test_children_save_and_end_with_their_parent(tmp_path, number):
     parent = fork(lambda: list(grid_jobs.in_children(work, [("a",), ("b",)], at_once=2)))
     while len(list(tmp_path.glob("*.began"))) < 2:
         time.sleep(0.01)
-    os.kill(parent[0], number)
+    os.kill(parent.process.pid, number)
     assert ended(parent).code == -number
     until = time.monotonic() + 20
     while [path.read_text() for path in tmp_path.glob("*.saved")] != ["15", "15"]:
@@ -127,9 +124,7 @@ def test_finished_cells_with_other_settings_are_refused(tmp_path):
 @pytest.mark.promise("disk full")
 def test_results_that_cannot_be_written_are_named_before_the_training(tmp_path):
     (tmp_path / "file").write_text("")
-    end = in_child(lambda: (sys.argv.__setitem__(slice(None), ["grid.py", *GRID, "--results", str(tmp_path / "file"),
-                                                               "--runs", str(tmp_path / "runs")]), grid.main()))
-    one_line(end, "cannot be")
+    one_line(run_grid(tmp_path, *GRID, "--results", tmp_path / "file"), "cannot be")
     assert not (tmp_path / "runs").exists()
 
 

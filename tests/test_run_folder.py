@@ -2,36 +2,21 @@
 import fcntl
 import json
 import os
+import resource
 import shutil
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from runs import before, call, difference, ended, final, fork, image_folder, run
+from runs import FOLDER, SHAPES, before, both, call, difference, ended, final, fork, one_line, run
 
 import train_cifar
 import train_imagenet
 from mpvg_minimal.runtime.errors import UserError
 from mpvg_minimal.training import checkpoint, folder, loop
 
-SHAPES = ("train_cifar", "--dataset", "shapes", "--gap", "--mpvg", "--batch-size", 16, "--workers", 0, "--epochs", 1)
-FOLDER = ("train_imagenet", "--model", "vit_nano", "--image-size", 32, "--batch-size", 4, "--epochs", 1, "--workers", 0)
-
-
-def one_line(end, code: int, *parts: str) -> None:
-    assert end.code == code and end.err.count("\n") == 1 and end.err.startswith("error: "), end
-    assert all(part in end.err for part in parts), end.err
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """A finished run on shapes, one on a folder of images, and the images."""
-    base = tmp_path_factory.mktemp("finished")
-    image_folder(base / "data")
-    assert run(*SHAPES, "--out", base / "shapes").code == 0
-    assert run(*FOLDER, "--data-dir", base / "data", "--out", base / "folder").code == 0
-    return base
+RUN = (*SHAPES, "--epochs", 1)
 
 
 @pytest.mark.promise("bad flags")
@@ -43,19 +28,19 @@ def test_a_second_run_in_the_same_folder_is_refused_until_the_first_ends(tmp_pat
         os.close(writing)
         before(loop, "train_step", 1, lambda: os.read(reading, 1))()
 
-    first = fork(call(*SHAPES, "--workers", 1, "--out", tmp_path, fault=wait_in_the_first_step))
+    first = fork(call(*RUN, "--workers", 1, "--out", tmp_path, fault=wait_in_the_first_step))
     os.close(reading)
     try:
         while not (tmp_path / "config.json").exists():
-            assert os.waitpid(first[0], os.WNOHANG) == (0, 0)
-        one_line(run(*SHAPES, "--out", tmp_path, "--resume"), 2, "another process is training in", "another --out")
+            assert first.process.is_alive()
+        one_line(run(*RUN, "--out", tmp_path, "--resume"), "another process is training in", "another --out")
         (tmp_path / "config.json").unlink()
-        one_line(run(*SHAPES, "--out", tmp_path), 2, "another process is training in")
+        one_line(run(*RUN, "--out", tmp_path), "another process is training in")
     finally:
-        os.kill(first[0], 9)
+        first.process.kill()
     ended(first)
     os.close(writing)
-    assert run(*SHAPES, "--out", tmp_path, "--resume").code == 0
+    assert run(*RUN, "--out", tmp_path, "--resume").code == 0
 
 
 @pytest.mark.promise("bad flags")
@@ -64,7 +49,7 @@ def test_a_file_system_without_locks_is_no_trouble(tmp_path):
         def no_locks(*_):
             raise OSError(37, "No locks available")
         fcntl.lockf = no_locks
-    assert run(*SHAPES, "--out", tmp_path, fault=fault).code == 0
+    assert run(*RUN, "--out", tmp_path, fault=fault).code == 0
 
 
 @pytest.mark.promise("exact resume")
@@ -72,10 +57,10 @@ def test_a_file_system_without_locks_is_no_trouble(tmp_path):
 def test_resume_begins_a_run_where_none_is(finished, tmp_path, place):
     """So one command can be queued again and again."""
     out = tmp_path if place == "empty" else tmp_path / "deep" / "out"
-    end = run(*SHAPES, "--out", out, "--resume")
+    end = run(*RUN, "--out", out, "--resume")
     assert (end.code, end.err) == (0, "") and f"{out} holds no run yet: beginning one" in end.out
     assert difference(final(out), final(finished / "shapes")) is None
-    again = run(*SHAPES, "--out", out, "--resume")
+    again = run(*RUN, "--out", out, "--resume")
     assert again.code == 0 and "beginning" not in again.out and "test accuracy" in again.out
 
 
@@ -94,13 +79,10 @@ def restarted(name: str, parent: int = 7):
     ("none", 7, True), ("none", 8, False), ("job 1", 8, True), ("job 2", 7, False)])
 def test_a_restart_goes_on_only_with_its_own_run(tmp_path, name, parent, same):
     """After "holds a run already" torchrun starts the processes again: the run is still another one's."""
-    began = "none" if name == "none" else "job 1"
-
-    def first():
-        restarted(began)()
-        os.environ["TORCHELASTIC_RESTART_COUNT"] = "0"
-    assert run(*SHAPES, "--out", tmp_path, fault=first).code == 0
-    end = run(*SHAPES, "--out", tmp_path, fault=restarted(name, parent))
+    first = restarted("none" if name == "none" else "job 1")
+    fault = both(first, lambda: os.environ.update(TORCHELASTIC_RESTART_COUNT="0"))
+    assert run(*RUN, "--out", tmp_path, fault=fault).code == 0
+    end = run(*RUN, "--out", tmp_path, fault=restarted(name, parent))
     assert end.code == (0 if same else 2)
     assert same or "holds a run already: --resume" in end.err
 
@@ -113,24 +95,24 @@ def test_a_damaged_config_is_mended_from_the_checkpoint(finished, tmp_path, text
     shutil.copytree(finished / "shapes", out)
     whole = json.loads((out / "config.json").read_text())
     (out / "config.json").write_text(text, encoding="latin-1")
-    assert run(*SHAPES, "--out", out, "--resume").code == 0
+    assert run(*RUN, "--out", out, "--resume").code == 0
     assert json.loads((out / "config.json").read_text())["settings"] == whole["settings"]
     (out / "config.json").write_text(text, encoding="latin-1")
     for path in out.glob("checkpoint*"):
         path.unlink()
-    one_line(run(*SHAPES, "--out", out, "--resume"), 2, "config.json is missing or damaged", "another folder")
+    one_line(run(*RUN, "--out", out, "--resume"), "config.json is missing or damaged", "another folder")
 
 
 @pytest.mark.promise("mismatch")
 def test_a_run_from_another_ones_weights_goes_on_without_them(finished, tmp_path):
     shutil.copytree(finished / "folder", tmp_path / "old")
-    flags = (*FOLDER[:-4], "--workers", 0, "--data-dir", finished / "data", "--init",
-             tmp_path / "old" / "checkpoint.pt", "--out", tmp_path / "new")
+    flags = (*FOLDER, "--data-dir", finished / "data", "--init", tmp_path / "old" / "checkpoint.pt", "--out",
+             tmp_path / "new")
     assert run(*flags, "--epochs", 1).code == 0
     shutil.rmtree(tmp_path / "old")
     assert run(*flags, "--epochs", 2, "--resume").code == 0
     assert checkpoint.read(tmp_path / "new" / "checkpoint.pt")["epoch"] == 2
-    one_line(run(*flags, "--epochs", 2), 2, "old/checkpoint.pt cannot be read as a checkpoint")
+    one_line(run(*flags, "--epochs", 2), "old/checkpoint.pt cannot be read as a checkpoint")
 
 
 @pytest.mark.promise("bad flags")
@@ -154,31 +136,16 @@ def test_eval_takes_the_batch_size(finished):
     assert "size 4\n" in run(*flags, fault=fault).out
 
 
-def other_version(saved: dict, change: str) -> dict:
-    """A checkpoint as an older, a newer or a foreign program would have written it."""
-    settings, model = dict(saved["settings"]), dict(saved["model"])
-    match change:
-        case "no model":
-            del settings["model"]
-        case "unknown model":
-            settings["model"] = "vit_of_next_year"
-        case "wrong type":
-            settings["image_size"] = "large"
-        case "no ema":
-            return {key: value for key, value in saved.items() if key not in ("ema", "totals")}
-        case "fewer weights":
-            del model["head.weight"]
-        case "other shapes":
-            model["head.weight"] = torch.zeros(3, 3)
-        case "no tensors":
-            model = dict.fromkeys(model, 3)
-        case "foreign":
-            return {"settings": {}, "model": {"conv.weight": torch.zeros(3)}}
-    return {**saved, "settings": settings, "model": model}
-
-
-CHANGES = ("no model", "unknown model", "wrong type", "no ema", "fewer weights", "other shapes", "no tensors",
-           "foreign")
+CHANGES = {             # what an older, a newer or a foreign program would have saved in place of ours
+    "no model": lambda saved: saved["settings"].pop("model"),
+    "unknown model": lambda saved: saved["settings"].update(model="vit_of_next_year"),
+    "wrong type": lambda saved: saved["settings"].update(image_size="large"),
+    "no ema": lambda saved: (saved.pop("ema"), saved.pop("totals")),
+    "fewer weights": lambda saved: saved["model"].pop("head.weight"),
+    "other shapes": lambda saved: saved["model"].update({"head.weight": torch.zeros(3, 3)}),
+    "no tensors": lambda saved: saved["model"].update(dict.fromkeys(saved["model"], 3)),
+    "foreign": lambda saved: (saved.clear(), saved.update(settings={}, model={"conv.weight": torch.zeros(3)})),
+}
 
 
 @pytest.mark.promise("mismatch")
@@ -189,35 +156,35 @@ def test_a_checkpoint_of_another_version_is_one_line(finished, tmp_path, change,
     out = tmp_path / "run"
     shutil.copytree(finished / "folder", out)
     path = out / "checkpoint.pt"
-    torch.save(other_version(checkpoint.read(path), change), path)
+    saved = checkpoint.read(path)
+    CHANGES[change](saved)
+    torch.save(saved, path)
     data = ("--data-dir", finished / "data")
     flags = {"eval": ("train_imagenet", *data, "--workers", 0, "--eval", path),
-             "init": (*FOLDER, *data, "--init", path, "--out", tmp_path / "new"),
+             "init": (*FOLDER, *data, "--epochs", 1, "--init", path, "--out", tmp_path / "new"),
              "resume": (*FOLDER, *data, "--epochs", 2, "--out", out, "--resume"),
              "plots": ("mpvg_minimal.tools.plots", out), "export": ("mpvg_minimal.tools.export", out)}[use]
-    end = run(*flags)
-    assert end.code == 2 and end.err.count("\n") == 1 and end.err.startswith("error: "), end
+    one_line(run(*flags))
 
 
 @pytest.mark.promise("nothing hostile")
 def test_code_in_a_checkpoint_is_called_code(tmp_path):
     torch.save({"settings": {}, "model": Path(tmp_path)}, tmp_path / "checkpoint.pt")
-    one_line(run("train_imagenet", "--eval", tmp_path / "checkpoint.pt"), 2,
+    one_line(run("train_imagenet", "--eval", tmp_path / "checkpoint.pt"),
              "it holds code, not only tensors: do not load it", "pathlib")
 
 
 @pytest.mark.promise("bad flags")
 @pytest.mark.parametrize("flags, part", [
-    ((*SHAPES[:-2], "--batch-size", 10 ** 9), "a batch of 1000000000 images of size 32 (--batch-size) needs at least"),
+    ((*RUN, "--batch-size", 10 ** 9), "a batch of 1000000000 images of size 32 (--batch-size) needs at least"),
     ((*FOLDER, "--image-size", 65_528), "images of size 65528 (--"),
     ((*FOLDER, "--image-size", 10 ** 6), "must be at least 1 and at most 65535"),
-    ((*SHAPES, "--workers", 10 ** 6), "must be at least 0 and at most "),
-    ((*SHAPES, "--epochs", "9" * 600), "(600 characters)"),
+    ((*RUN, "--workers", 10 ** 6), "must be at least 0 and at most "),
+    ((*RUN, "--epochs", "9" * 600), "(600 characters)"),
     (("mpvg_minimal.tools.throughput", "--parts", "limit", "--matrix", 10 ** 8), "--matrix 100000000 needs at least"),
     (("mpvg_minimal.tools.throughput", "--parts", "batch", "--sizes", 10 ** 8), "a batch of 100000000 images needs"),
     (("mpvg_minimal.tools.cost", "--models", "vit_nano", "--batch", 10 ** 9), "--batch 1000000000 needs at least")])
 def test_numbers_that_no_machine_has_are_refused_before_anything_is_allocated(tmp_path, flags, part):
     def little_memory():
-        import resource
         resource.setrlimit(resource.RLIMIT_AS, (2 ** 34, 2 ** 34))
-    one_line(run(*flags, "--out", tmp_path / "out", fault=little_memory), 2, part)
+    one_line(run(*flags, "--out", tmp_path / "out", fault=little_memory), part)
