@@ -34,10 +34,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--task", choices=list(TASKS), required=True)
     parser.add_argument("--dataset", choices=["shapes", "voc", "coco", "ade20k"], default="shapes")
     flags.add_flags(parser, models=list(SIZES))
-    parser.add_argument("--image-size", type=flags.number(int, least=1, most=flags.LARGEST_IMAGE),
-                        help="default: 32 for shapes, otherwise 224")
-    parser.add_argument("--init", type=flags.path, metavar="CHECKPOINT",
-                        help="begin with a classification run's weights")
+    flags.add_size_and_init(parser, size="32 for shapes, otherwise 224")
     parser.add_argument("--padding", choices=["zeros", "circular"],
                         help="of the detector's convolutions (default: circular for shapes, otherwise zeros)")
     args = parser.parse_args()

@@ -15,6 +15,8 @@ from .folder import read_config, refuse_other_settings
 from .parsing import LARGEST_IMAGE, MOST_PROCESSES, Parser, number, path, short  # noqa: F401  all under one name
 from .recipes import Recipe
 
+MODEL = ("model", "pool", "pe", "pe_init")          # the flags that choose a model, and settings of the same names
+
 
 def add_flags(parser: argparse.ArgumentParser, models: list[str]) -> None:
     """Add the flags that all training scripts have. None as a default means that the flag was not given."""
@@ -53,6 +55,13 @@ def add_flags(parser: argparse.ArgumentParser, models: list[str]) -> None:
     parser.add_argument("--resume", action="store_true", help="go on with the run in OUT")
 
 
+def add_size_and_init(parser: argparse.ArgumentParser, *, size: str) -> None:
+    """Add the flags of the commands that take images of any size. size: the default, for --help."""
+    parser.add_argument("--image-size", type=number(int, least=1, most=LARGEST_IMAGE), help=f"default: {size}")
+    parser.add_argument("--init", type=path, metavar="CHECKPOINT",
+                        help="begin with a classification run's weights, PE resized to --image-size")
+
+
 def adjust(recipe: Recipe, args: argparse.Namespace) -> Recipe:
     """The recipe, with the values of the flags that were given in place of its own."""
     names = ("model", "epochs", "batch_size", "lr", "ema", "accumulate", "seed")
@@ -81,11 +90,25 @@ def take_from_init(args: argparse.Namespace) -> str | None:
     resumed = args.resume and args.out and (args.out / "config.json").exists()
     saved = (read_config(args.out) if resumed else checkpoint.read(args.init))["settings"]
     with checkpoint.of_this_version():
-        model = {key: saved[key] for key in ("model", "pool", "pe", "pe_init")}
-    given = {key: getattr(args, key) for key in model if getattr(args, key) is not None}
-    refuse_other_settings({key: model[key] for key in given}, given, advice="leave that flag out")
+        model = {key: saved[key] for key in MODEL}
+    refuse_another_model(args, saved)
     vars(args).update(model)
     return str(args.init)
+
+
+def take_from_eval(args: argparse.Namespace) -> dict[str, Any]:
+    """--eval: the checkpoint's content. UserError if its data was not ImageNet, or for a flag of another model."""
+    saved = checkpoint.read(args.eval)
+    refuse_other_settings(saved["settings"], {"dataset": "imagenet"},
+                          advice="only checkpoints of train_imagenet.py can be tested here")
+    refuse_another_model(args, saved["settings"], "image_size")
+    return saved
+
+
+def refuse_another_model(args: argparse.Namespace, saved: dict[str, Any], *more: str) -> None:
+    """UserError for a flag that names another model than the saved settings. more: other settings to compare."""
+    given = {key: getattr(args, key) for key in (*MODEL, *more) if getattr(args, key) is not None}
+    refuse_other_settings(saved, given, advice="leave that flag out")
 
 
 def choose_device(name: str) -> torch.device:

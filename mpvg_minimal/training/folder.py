@@ -33,8 +33,7 @@ def claim(out: Path, settings: dict[str, Any], *, resume: bool) -> None:
         if holds and not resume and not restarted:
             raise UserError(f"{out} holds a run already: --resume goes on with it, another --out starts a new one")
         if (out / "config.json").exists():              # now, before the data is opened
-            saved = {key: read_config(out)["settings"].get(key) for key in settings}
-            refuse_other_settings(saved, settings, may_differ=("epochs",))
+            refuse_other_settings(read_config(out)["settings"], settings, may_differ=("epochs",))
         out.mkdir(parents=True, exist_ok=True)
         lock.touch()
         take(lock, out)
@@ -62,11 +61,10 @@ def take(lock: Path, out: Path) -> None:
 
 def refuse_other_settings(saved: dict[str, Any], now: dict[str, Any], *, may_differ: tuple[str, ...] = (),
                           advice: str = "give the same, or start a new run in another --out") -> None:
-    """UserError that names the first key with another value now than in the saved settings."""
-    for key in sorted(saved.keys() | now.keys()):
-        if key not in may_differ and saved.get(key) != now.get(key):
-            raise UserError(f"the run was started with {key} = {saved.get(key)!r}, now it is {now.get(key)!r}: "
-                            f"{advice}")
+    """UserError for the first key of `now` whose value differs from the saved one, which is None if it is missing."""
+    for key in sorted(now.keys() - set(may_differ)):
+        if saved.get(key) != now[key]:
+            raise UserError(f"the run was started with {key} = {saved.get(key)!r}, now it is {now[key]!r}: {advice}")
 
 
 def write_config(run: Path, settings: dict[str, Any], *, data_dir: str | Path, device: torch.device) -> None:
