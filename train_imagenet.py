@@ -20,9 +20,9 @@ from mpvg_minimal.data import cache, sources
 from mpvg_minimal.data.loading import choose_loader, choose_workers, make_batches, normalizer
 from mpvg_minimal.runtime import distributed
 from mpvg_minimal.runtime.precision import autocast
-from mpvg_minimal.training import flags, recipes
+from mpvg_minimal.training import checkpoint, flags, folder, recipes
 from mpvg_minimal.training.curves import draw_curves
-from mpvg_minimal.training.folder import choose_out, refuse_other_settings, write_config
+from mpvg_minimal.training.folder import choose_out, write_config
 from mpvg_minimal.training.loop import fit
 from mpvg_minimal.training.models import build_model, check_compile, init_from, load_model, refuse_size
 from mpvg_minimal.training.run import start_run
@@ -35,12 +35,14 @@ TRAINING = ("epochs", "lr", "ema", "seed", "loader", "compile", "out", "resume",
 def parse() -> argparse.Namespace:
     parser = flags.Parser(__doc__)
     flags.add_flags(parser, models=["deit_tiny", "deit_small", "deit_base", "vit_lite", "vit_nano"])
-    flags.add_size_and_init(parser, size="224")
+    parser.add_argument("--image-size", type=flags.number(int, least=1, most=flags.LARGEST_IMAGE), help="default: 224")
     parser.add_argument("--accumulate", type=flags.number(int, least=1), default=1,
                         help="parts in which each process takes its share of a batch, to save memory")
     parser.add_argument("--cache", type=flags.path, metavar="DIR",
                         help="train on smaller copies of the images in DIR, made there on first use")
     parser.add_argument("--eval", type=flags.path, metavar="CHECKPOINT", help="only test this checkpoint on val/")
+    parser.add_argument("--init", type=flags.path, metavar="CHECKPOINT",
+                        help="begin with its weights, PE resized to --image-size")
     args = parser.parse_args()
     for flag in TRAINING if args.eval else ():
         if getattr(args, flag) != parser.get_default(flag):
@@ -50,10 +52,15 @@ def parse() -> argparse.Namespace:
 
 def evaluate(args: argparse.Namespace, device: torch.device) -> None:
     """--eval: test a checkpoint, which says itself which model it is. A flag that says otherwise is refused."""
-    amp, saved = flags.choose_amp(args.amp, device), flags.take_from_eval(args)
-    settings, model = saved["settings"], load_model(saved).to(device)
+    amp, saved = flags.choose_amp(args.amp, device), checkpoint.read(args.eval)
+    settings = saved["settings"]
+    folder.refuse_other_settings(settings, {"dataset": "imagenet"},
+                                 advice="only checkpoints of train_imagenet.py can be tested here")
+    folder.refuse_another_model(args, settings, "image_size")
+    model = load_model(saved).to(device)
     source = sources.open_source("imagenet", args.data_dir, settings["image_size"])
-    refuse_other_settings(settings, {"classes": source.identity()["classes"]}, advice="name its data by --data-dir")
+    folder.refuse_other_settings(settings, {"classes": source.identity()["classes"]},
+                                 advice="name its data by --data-dir")
     batches = make_batches(source, train=False, batch_size=args.batch_size or settings["batch_size"],
                            limit=args.limit, device=device, workers=args.workers)
     metrics = CLASSIFICATION.evaluate(model, batches, normalize=normalizer(source, device), device=device,
@@ -64,7 +71,7 @@ def evaluate(args: argparse.Namespace, device: torch.device) -> None:
 
 def train(args: argparse.Namespace, device: torch.device) -> None:
     # 1. Settings
-    size, init = args.image_size or 224, flags.take_from_init(args)
+    size, init = args.image_size or 224, folder.take_from_init(args)
     recipe = flags.adjust(recipes.IMAGENET, args)
     amp, loader = flags.choose_amp(args.amp, device), choose_loader(args.loader, device, "imagenet")
     check_compile(args.compile, recipe, device)
@@ -105,7 +112,10 @@ def train(args: argparse.Namespace, device: torch.device) -> None:
 def main() -> None:
     args = parse()
     device = distributed.join(flags.choose_device(args.device))
-    (evaluate if args.eval else train)(args, device)
+    if args.eval:
+        evaluate(args, device)
+    else:
+        train(args, device)
     distributed.leave()
 
 

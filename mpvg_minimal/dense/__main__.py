@@ -19,7 +19,7 @@ from ..runtime import distributed
 from ..runtime.errors import UserError, one_line_errors
 from ..training import flags, recipes
 from ..training.curves import draw_curves
-from ..training.folder import choose_out, write_config
+from ..training.folder import choose_out, take_from_init, write_config
 from ..training.loop import fit
 from ..training.models import init_from, refuse_size
 from ..training.run import start_run
@@ -34,7 +34,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--task", choices=list(TASKS), required=True)
     parser.add_argument("--dataset", choices=["shapes", "voc", "coco", "ade20k"], default="shapes")
     flags.add_flags(parser, models=list(SIZES))
-    flags.add_size_and_init(parser, size="32 for shapes, otherwise 224")
+    parser.add_argument("--image-size", type=flags.number(int, least=1, most=flags.LARGEST_IMAGE),
+                        help="default: 32 for shapes, otherwise 224")
+    parser.add_argument("--init", type=flags.path, metavar="CHECKPOINT",
+                        help="begin with a classification run's weights")
     parser.add_argument("--padding", choices=["zeros", "circular"],
                         help="of the detector's convolutions (default: circular for shapes, otherwise zeros)")
     args = parser.parse_args()
@@ -51,7 +54,7 @@ def parse() -> argparse.Namespace:
 
 def train(args: argparse.Namespace, device: torch.device) -> None:
     # 1. Settings
-    task, init, amp = TASKS[args.task], flags.take_from_init(args), flags.choose_amp(args.amp, device)
+    task, init, amp = TASKS[args.task], take_from_init(args), flags.choose_amp(args.amp, device)
     recipe = flags.adjust(recipes.DENSE_SHAPES[args.task] if args.dataset == "shapes" else recipes.DENSE, args)
     if args.padding:
         recipe = replace(recipe, detector={**recipe.detector, "padding": args.padding})

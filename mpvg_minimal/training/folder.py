@@ -1,4 +1,5 @@
-"""A run's folder: whether a run may use it, and the settings that are kept in it."""
+"""A run's folder: whether a run may use it, the settings that are kept in it, and what another run may take from it."""
+import argparse
 import errno
 import fcntl
 import json
@@ -13,6 +14,8 @@ from ..runtime.errors import UserError, reason
 from ..runtime.files import write_text
 from ..runtime.provenance import environment
 from . import checkpoint
+
+MODEL = ("model", "pool", "pe", "pe_init")          # the flags that choose a model, and settings of the same names
 
 
 def choose_out(out: Path | None, settings: dict[str, Any], *, resume: bool) -> Path:
@@ -87,3 +90,26 @@ def read_config(run: Path) -> dict[str, Any]:
         raise UserError(f"{run} holds no run: config.json is missing or damaged ({problem}) and there is no "
                         "checkpoint; a new run needs another folder")
     return {"settings": checkpoint.newest(run)["settings"], "environment": {}, "data_dir": "data"}
+
+
+def take_from_init(args: argparse.Namespace) -> str | None:
+    """--init: give `args` the checkpoint's model where no flag names one. Returns the checkpoint's path.
+
+    A run that is resumed knows its model, so the checkpoint need not be there any more.
+    UserError for a flag that names another model.
+    """
+    if args.init is None:
+        return None
+    resumed = args.resume and args.out and (args.out / "config.json").exists()
+    saved = (read_config(args.out) if resumed else checkpoint.read(args.init))["settings"]
+    with checkpoint.of_this_version():
+        model = {key: saved[key] for key in MODEL}
+    refuse_another_model(args, saved)
+    vars(args).update(model)
+    return str(args.init)
+
+
+def refuse_another_model(args: argparse.Namespace, saved: dict[str, Any], *more: str) -> None:
+    """UserError for a flag that names another model than the saved settings. more: other settings to compare."""
+    given = {key: getattr(args, key) for key in (*MODEL, *more) if getattr(args, key) is not None}
+    refuse_other_settings(saved, given, advice="leave that flag out")
