@@ -32,7 +32,7 @@ def claim(out: Path, settings: dict[str, Any], *, resume: bool) -> None:
     lock = out / ".lock"                                # says by whom the folder is used, and which torchrun began
     try:
         holds = (out / "config.json").exists() or checkpoint.there(out)
-        restarted = distributed.was_restarted() and lock.exists() and lock.read_bytes() == distributed.launch().encode()
+        restarted = distributed.restarts() and lock.exists() and lock.read_bytes() == distributed.launch().encode()
         if holds and not resume and not restarted:
             raise UserError(f"{out} holds a run already: --resume goes on with it, another --out starts a new one")
         if (out / "config.json").exists():              # now, before the data is opened
