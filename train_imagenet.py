@@ -1,14 +1,12 @@
-"""Train a DeiT-sized ViT on ImageNet, or on any folder of images, by DeiT's recipe.
+"""Train a DeiT-sized ViT on ImageNet, or on any folder of images, by DeiT's recipe. The same story as train_cifar.py.
 
     python train_imagenet.py --gap --mpvg --data-dir IMAGENET                               one GPU
     torchrun --nproc-per-node 8 train_imagenet.py --gap --mpvg --data-dir IMAGENET          eight GPUs
     python train_imagenet.py --data-dir IMAGENET --eval runs/NAME/checkpoint.pt             test a checkpoint
     python train_imagenet.py --data-dir IMAGENET --init CHECKPOINT --image-size 384 --epochs 30 --lr 5e-6
 
-IMAGENET holds train/CLASS/*.jpg and val/CLASS/*.jpg. --batch-size counts the images of one update over all
-processes, so the recipe is the same everywhere. Accuracy and hours on ImageNet: not measured. 16 --workers hold two
-batches each in shared memory: 4.9 GB at 1024 images. Containers often give 64 MB, docker run --shm-size 8g gives more.
-The same story as train_cifar.py, with larger images.
+IMAGENET holds train/CLASS/*.jpg and val/CLASS/*.jpg. Accuracy and hours: not measured. --batch-size counts the images
+of one update over all processes, so the recipe is the same everywhere.
 """
 # The package first: from here on Ctrl-C is one line, also while torch is imported.
 from mpvg_minimal.runtime.errors import UserError, one_line_errors
@@ -22,16 +20,16 @@ from mpvg_minimal.data import cache, sources
 from mpvg_minimal.data.loading import choose_loader, choose_workers, make_batches, normalizer
 from mpvg_minimal.runtime import distributed
 from mpvg_minimal.runtime.precision import autocast
-from mpvg_minimal.training import checkpoint, flags, recipes
+from mpvg_minimal.training import checkpoint, flags, folder, recipes
 from mpvg_minimal.training.curves import draw_curves
-from mpvg_minimal.training.folder import choose_out, refuse_other_settings, write_config
+from mpvg_minimal.training.folder import choose_out, write_config
 from mpvg_minimal.training.loop import fit
 from mpvg_minimal.training.models import build_model, check_compile, init_from, load_model, refuse_size
 from mpvg_minimal.training.run import start_run
 from mpvg_minimal.training.task import CLASSIFICATION
 
-UNUSED = ("epochs", "lr", "ema", "seed", "loader", "compile", "out", "resume", "accumulate", "cache",
-          "init", "save_every")     # by --eval
+TRAINING = ("epochs", "lr", "ema", "seed", "loader", "compile", "out", "resume", "accumulate", "cache", "init",
+            "save_every")     # flags that --eval refuses
 
 
 def parse() -> argparse.Namespace:
@@ -46,7 +44,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--init", type=flags.path, metavar="CHECKPOINT",
                         help="begin with its weights, PE resized to --image-size")
     args = parser.parse_args()
-    for flag in UNUSED if args.eval else ():
+    for flag in TRAINING if args.eval else ():
         if getattr(args, flag) != parser.get_default(flag):
             raise UserError(f"--eval only tests: --{flag.replace('_', '-')} means nothing to it, leave it out")
     return args
@@ -54,17 +52,15 @@ def parse() -> argparse.Namespace:
 
 def evaluate(args: argparse.Namespace, device: torch.device) -> None:
     """--eval: test a checkpoint, which says itself which model it is. A flag that says otherwise is refused."""
-    saved = checkpoint.read(args.eval)
-    settings, amp = saved["settings"], flags.choose_amp(args.amp, device)
-    refuse_other_settings({"dataset": settings.get("dataset")}, {"dataset": "imagenet"},
-                          advice="only checkpoints of train_imagenet.py can be tested here")
-    given = {key: getattr(args, key) for key in ("model", "pool", "pe", "pe_init", "image_size")}
-    given = {key: value for key, value in given.items() if value is not None}
-    refuse_other_settings({key: settings.get(key) for key in given}, given, advice="leave that flag out")
+    amp, saved = flags.choose_amp(args.amp, device), checkpoint.read(args.eval)
+    settings = saved["settings"]
+    folder.refuse_other_settings(settings, {"dataset": "imagenet"},
+                                 advice="only checkpoints of train_imagenet.py can be tested here")
+    folder.refuse_another_model(args, settings, "image_size")
     model = load_model(saved).to(device)
     source = sources.open_source("imagenet", args.data_dir, settings["image_size"])
-    classes = {key: source.identity()[key] for key in ("num_classes", "classes")}
-    refuse_other_settings({key: settings.get(key) for key in classes}, classes, advice="name its data by --data-dir")
+    folder.refuse_other_settings(settings, {"classes": source.identity()["classes"]},
+                                 advice="name its data by --data-dir")
     batches = make_batches(source, train=False, batch_size=args.batch_size or settings["batch_size"],
                            limit=args.limit, device=device, workers=args.workers)
     metrics = CLASSIFICATION.evaluate(model, batches, normalize=normalizer(source, device), device=device,
@@ -75,7 +71,7 @@ def evaluate(args: argparse.Namespace, device: torch.device) -> None:
 
 def train(args: argparse.Namespace, device: torch.device) -> None:
     # 1. Settings
-    size, init = args.image_size or 224, flags.take_from_init(args)
+    size, init = args.image_size or 224, folder.take_from_init(args)
     recipe = flags.adjust(recipes.IMAGENET, args)
     amp, loader = flags.choose_amp(args.amp, device), choose_loader(args.loader, device, "imagenet")
     check_compile(args.compile, recipe, device)

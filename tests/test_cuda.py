@@ -20,7 +20,7 @@ from mpvg_minimal.data.shapes import Shapes
 from mpvg_minimal.data.sources import SHAPES_STATS, Source
 from mpvg_minimal.dense.detection import Detector
 from mpvg_minimal.runtime.precision import autocast, prepare
-from mpvg_minimal.training import flags, recipes
+from mpvg_minimal.training import checkpoint, flags, recipes
 from mpvg_minimal.training.loop import read_running_loss, train_step
 from mpvg_minimal.training.run import start_run
 
@@ -41,13 +41,10 @@ def script(out, *more, start=()):
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
-def weights(out):
-    return torch.load(out / "checkpoint.pt", weights_only=True)["model"]
-
-
 def assert_close(run, other, tolerance):
     """By the root of the mean square: single weights move by as much as the learning rate where gradients are noise."""
-    ours, theirs = (torch.cat([w.flatten() for w in weights(out).values()]) for out in (run, other))
+    ours, theirs = (torch.cat([weight.flatten() for weight in checkpoint.newest(out)["model"].values()])
+                    for out in (run, other))
     assert (ours - theirs).norm() <= tolerance * theirs.norm()
 
 

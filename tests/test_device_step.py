@@ -39,46 +39,38 @@ def parts(source, device, loader, **changed):
     return run, batches, dict(normalize=normalizer(source, device), mix=mix, interrupt=Interrupt())
 
 
-class Given:
-    """Batches from `begin` on of an epoch that has begun; `between` is called before each."""
-
-    def __init__(self, batches, between):
-        self.batches, self.between = batches, between
-
-    def __len__(self):
-        return len(self.batches)
-
-    def epoch(self, epoch, start):
-        for batch in self.batches.epoch(epoch, start):
-            self.between()
-            yield batch
-
-
 @pytest.mark.parametrize("changed", [{"ema": 0.999}, {"clip_grad": 1.0, "accumulate": 2}], ids=str)
 def test_no_step_waits_for_the_device(source, monkeypatch, changed):
     """An epoch but for the reading of the running loss: from its first batch on nothing is copied, nothing is read."""
     steps = []
     monkeypatch.setattr(loop, "read_running_loss", lambda run: (0.0, 0.0))
-
-    def between():
-        pretended.waits_allowed = False
-        pretended.copies.clear()
-        steps.append(1)
-
     with PretendCuda(waits_allowed=True) as pretended:
         run, batches, options = parts(source, CUDA, "device", **changed)
-        loop.train_epoch(run, Given(batches, between), **options)
+        epoch = batches.epoch
+
+        def watched(*position):
+            for batch in epoch(*position):
+                pretended.waits_allowed = False
+                pretended.copies.clear()
+                steps.append(1)
+                yield batch
+        batches.epoch = watched
+        loop.train_epoch(run, batches, **options)
         assert len(steps) == run.step == run.updates == STEPS and not pretended.copies
         assert next(iter(run.optimizer.state.values()))["step"].device.type == "cuda"
 
 
 def test_the_reading_of_the_running_loss_is_where_it_waits(source):
     """The other side of the test above: it would see a wait."""
-    with PretendCuda(waits_allowed=True):
+    with PretendCuda(waits_allowed=True) as pretended:
         run, batches, options = parts(source, CUDA, "device")
         with pytest.raises(DataDependentOutputException):
             loop.train_epoch(run, batches, **options)
         assert run.step == STEPS                                    # at the epoch's end
+        assert pretended.copies["waiting"]                          # the images, before the first step
+        pretended.waits_allowed = False
+        with pytest.raises(AssertionError, match="waits for a copy"):
+            run.totals.cpu()
 
 
 @pytest.mark.parametrize("name, changed", [("plain", {}), ("EMA", {"ema": 0.999}), ("clip", {"clip_grad": 1.0})])
@@ -93,7 +85,7 @@ def test_a_step_takes_no_more_kernels_than_measured(source, name, changed):
         with Kernels() as kernels:
             train_step(run, images, labels, lr=1e-3, label_smoothing=0.1, clip_grad=run.recipe.clip_grad)
         counts.append(sum(kernels.count.values()))
-    assert counts[1] == counts[2] <= 1.05 * KERNELS[name], kernels.count.most_common()
+    assert 0.95 * KERNELS[name] <= counts[1] == counts[2] <= 1.05 * KERNELS[name], kernels.count.most_common()
 
 
 def test_on_a_gpu_the_test_takes_larger_batches(source):

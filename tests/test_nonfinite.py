@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from runs import before, difference, run, small_shapes
+from runs import difference, run, small_shapes
 from torch import nn
 
 import train_cifar
@@ -84,7 +84,6 @@ def test_stops_before_the_update_and_says_where(tmp_path, value, amp, epoch, ste
     assert difference(now["model"], fault.snapshots[0]["model"]) is None
     if epoch > 1:                                   # before the very first step the optimizer has no state
         assert difference(now["optimizer"], fault.snapshots[0]["optimizer"]) is None
-    if epoch > 1:
         saved = checkpoint.read(tmp_path / checkpoint.NEWEST)
         assert saved["epoch"] == epoch - 1
         assert all(tensor.isfinite().all() for tensor in saved["model"].values())
@@ -180,12 +179,11 @@ def test_nothing_that_is_not_finite_is_written(tmp_path, spoil):
     saving.epoch, saving.history = 1, [{"epoch": 1, "test_loss": 1.0, "correlation": [None, 0.5]}]
     saving.save()
     before_it = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    with torch.no_grad():
-        if spoil != "metric":
-            next((saving.model if spoil == "weights" else saving.ema).parameters())[1] = math.inf
-    saving.epoch, saving.step = 1, 4
     if spoil == "metric":
         saving.epoch, saving.history = 2, [*saving.history, {"epoch": 2, "test_loss": math.nan}]
+    else:
+        saving.step = 4
+        next((saving.model if spoil == "weights" else saving.ema).parameters()).data[1] = math.inf
     with pytest.raises(NonFinite, match="(test_loss of epoch 2|a weight) is not finite any more; the last good "
                                         "checkpoint is after 1 epochs and 0 steps"):
         saving.save()
@@ -194,7 +192,7 @@ def test_nothing_that_is_not_finite_is_written(tmp_path, spoil):
 
 @pytest.mark.promise("non-finite")
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_fp16_skips_the_step_and_nothing_moves(tmp_path, value):
+def test_fp16_skips_the_step_and_nothing_moves(tmp_path, monkeypatch, value):
     run_fp16 = new_run(tmp_path, amp=torch.float16)
     fault = Fault(run_fp16, value, STEPS + 2, STEPS + 3)
     rates, after = [], []
@@ -205,9 +203,8 @@ def test_fp16_skips_the_step_and_nothing_moves(tmp_path, value):
         rates.append(lr)
         after.append((moving(run_fp16), run_fp16.scaler.get_scale(), run_fp16.skipped))
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "train_step", step)
-        history = loop.fit(run_fp16, *batches(), normalize=fault)
+    monkeypatch.setattr(loop, "train_step", step)
+    history = loop.fit(run_fp16, *batches(), normalize=fault)
     first, second = STEPS + 1, STEPS + 2            # positions of the two skipped steps
     for position, snapshot in zip((first, second), fault.snapshots):
         assert difference(after[position][0], snapshot) is None
@@ -252,9 +249,6 @@ def test_fp16_counts_on_after_a_resume(tmp_path):
 @pytest.mark.promise("non-finite")
 def test_a_run_without_faults_is_left_alone(tmp_path):
     quiet = new_run(tmp_path)
-    steps = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "train_step", loop.train_step)
-        before(loop, "train_step", -1, lambda: None, when=lambda *_, **__: steps.append(1))()
-        assert len(loop.fit(quiet, *batches(), normalize=lambda images: images.float() / 255)) == 3
-    assert len(steps) == quiet.updates == 3 * STEPS and quiet.non_finite == 0
+    fault = Fault(quiet, math.nan)                  # in no call
+    assert len(loop.fit(quiet, *batches(), normalize=fault)) == 3
+    assert fault.call == quiet.updates == 3 * STEPS and quiet.non_finite == 0

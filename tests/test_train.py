@@ -12,8 +12,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from mpvg_minimal import ViT
 from mpvg_minimal.runtime.signals import Interrupt
+from mpvg_minimal.tools.throughput_parts import Given
 from mpvg_minimal.training.loop import fit, read_running_loss, train_epoch, train_step
-from mpvg_minimal.training.recipes import CIFAR, SHAPES, Recipe, learning_rate
+from mpvg_minimal.training.recipes import Recipe, learning_rate
 from mpvg_minimal.training.run import parameter_groups, start_run
 from mpvg_minimal.training.task import CLASSIFICATION
 
@@ -29,25 +30,12 @@ RECIPE = Recipe(model="tiny", epochs=2, batch_size=8, lr=1e-2, final_lr=1e-4, wa
                 label_smoothing=0.1)
 
 
-class Fixed:
-    """Batches made in advance."""
-
-    def __init__(self, batches):
-        self.batches = batches
-
-    def __len__(self):
-        return len(self.batches)
-
-    def epoch(self, epoch=0, start=0):
-        return iter(self.batches[start:])
-
-
 def batch(size=8):
     return torch.randn(size, 3, 8, 8), torch.randint(5, (size,))
 
 
-def new_run(tmp_path, model=None, task=CLASSIFICATION, **changed):
-    return start_run(model or tiny(), replace(RECIPE, **changed), out=tmp_path, device=CPU, task=task)
+def new_run(tmp_path, model=None, **changed):
+    return start_run(model or tiny(), replace(RECIPE, **changed), out=tmp_path, device=CPU)
 
 
 def test_weight_decay_is_for_the_weights_of_linear_maps_alone():
@@ -72,11 +60,6 @@ def test_learning_rate_warms_up_and_follows_half_a_cosine():
                                        for u in range(11, 301)])
     cooled = [learning_rate(u, 310, lr=6e-4, final_lr=1e-5, warmup=10 / 310, cooldown=10 / 310) for u in range(310)]
     assert cooled == pytest.approx(rate[:300] + [1e-5] * 10)                # the same, then flat
-
-
-def test_a_shorter_run_keeps_the_recipes_proportions():
-    whole, short = (round(CIFAR.warmup * epochs * 390) for epochs in (310, 31))
-    assert (whole, short) == (10 * 390, 390)
 
 
 @pytest.mark.parametrize("clip", [0.0, 0.05])
@@ -121,17 +104,6 @@ def test_accumulation_changes_nothing_but_rounding(tmp_path, parts):
     assert not torch.equal(before["head.weight"], runs[1].model.head.weight)
 
 
-def test_the_averaged_model_follows_its_formula(tmp_path):
-    run = new_run(tmp_path, ema=0.9)
-    averaged = copy.deepcopy(run.model.state_dict())
-    for number in range(3):
-        train_step(run, *batch(), lr=1e-2)
-        for name, value in run.model.state_dict().items():
-            averaged[name] = value.clone() if number == 0 else 0.9 * averaged[name] + 0.1 * value
-    for name, value in run.ema.state_dict().items():
-        torch.testing.assert_close(value, averaged[name], rtol=1e-5, atol=1e-6)
-
-
 @pytest.mark.parametrize("decay", [0.5, 0.9, 0.9999])
 def test_the_averaged_model_is_torchs_bit_for_bit(tmp_path, decay):
     run = new_run(tmp_path, ema=decay)
@@ -144,26 +116,22 @@ def test_the_averaged_model_is_torchs_bit_for_bit(tmp_path, decay):
         assert torch.equal(run.ema.state_dict()[name], value), name
 
 
-def seconds_of_saves(tmp_path, monkeypatch, save_every, epochs=8, seconds=25.0):
-    """The clock's readings when `fit` saved; an epoch takes `seconds`."""
+@pytest.mark.parametrize("save_every, expected", [
+    (60.0, [75.0, 150.0, 200.0]), (1000.0, [200.0]), (0.0, [25.0 * epoch for epoch in range(1, 9)])])
+def test_checkpoints_come_at_most_so_often_and_at_the_end(tmp_path, monkeypatch, save_every, expected):
+    """By a clock that moves on by 25 seconds in each of eight epochs."""
     clock, saves = [100.0], []
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
-    run = new_run(tmp_path, epochs=epochs)
+    run = new_run(tmp_path, epochs=8)
 
     def normalize(images):
-        clock[0] += seconds / 2                                     # one batch to train, one to test
+        clock[0] += 12.5                                            # one batch to train, one to test
         return images
     save = run.save
     monkeypatch.setattr(run, "save", lambda: (saves.append(clock[0] - 100.0), save()))
-    fit(run, Fixed([batch()]), Fixed([batch()]), normalize=normalize, save_every=save_every)
-    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == epochs
-    return saves
-
-
-def test_checkpoints_come_at_most_so_often_and_at_the_end(tmp_path, monkeypatch):
-    for save_every, expected in ((60.0, [75.0, 150.0, 200.0]), (1000.0, [200.0]),
-                                 (0.0, [25.0 * epoch for epoch in range(1, 9)])):
-        assert seconds_of_saves(tmp_path, monkeypatch, save_every) == expected
+    fit(run, Given([batch()]), Given([batch()]), normalize=normalize, save_every=save_every)
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 8
+    assert saves == expected
 
 
 def test_totals_are_the_epochs_loss_and_hits(tmp_path):
@@ -188,8 +156,8 @@ def test_evaluation_weighs_every_image_once_also_in_a_smaller_last_batch():
         logits = model.eval()(images).double()
     top1 = 100 * (logits.argmax(1) == labels).double().mean().item()
     loss = -logits.log_softmax(1)[range(19), labels].mean().item()
-    result = CLASSIFICATION.evaluate(model.train(), Fixed(batches), normalize=lambda x: x, device=CPU,
-                                 autocast=torch.autocast("cpu", enabled=False))
+    result = CLASSIFICATION.evaluate(model.train(), Given(batches), normalize=lambda x: x, device=CPU,
+                                     autocast=torch.autocast("cpu", enabled=False))
     assert result == pytest.approx({"test_loss": loss, "top1": top1}, rel=1e-5)
 
 
@@ -200,7 +168,7 @@ def test_a_steps_randomness_comes_from_seed_epoch_and_step_alone(tmp_path):
         run.epoch = epoch
         if disturb:
             torch.rand(1000)
-        train_epoch(run, Fixed(batches), normalize=lambda x: x, mix=None, interrupt=Interrupt())
+        train_epoch(run, Given(batches), normalize=lambda x: x, mix=None, interrupt=Interrupt())
         return torch.cat([p.detach().flatten() for p in run.model.parameters()])
 
     batches = [batch() for _ in range(2)]
@@ -212,14 +180,7 @@ def test_a_steps_randomness_comes_from_seed_epoch_and_step_alone(tmp_path):
 def test_fit_returns_a_line_an_epoch_and_leaves_the_signals_as_they_were(tmp_path):
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     run = new_run(tmp_path, epochs=2)
-    history = fit(run, Fixed([batch() for _ in range(4)]), Fixed([batch()]), normalize=lambda x: x)
+    history = fit(run, Given([batch() for _ in range(4)]), Given([batch()]), normalize=lambda x: x)
     assert [line["epoch"] for line in history] == [1, 2] and run.updates == 8
     assert history[-1]["lr"] == pytest.approx(learning_rate(7, 8, lr=1e-2, final_lr=1e-4, warmup=0.1))
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
-
-
-def test_a_recipe_refuses_a_name_that_it_does_not_have():
-    with pytest.raises(TypeError, match="warm_up"):
-        replace(SHAPES, warm_up=0.1)
-    with pytest.raises(AttributeError):
-        SHAPES.warmup = 0.1

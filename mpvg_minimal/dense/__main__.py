@@ -19,7 +19,7 @@ from ..runtime import distributed
 from ..runtime.errors import UserError, one_line_errors
 from ..training import flags, recipes
 from ..training.curves import draw_curves
-from ..training.folder import choose_out, write_config
+from ..training.folder import choose_out, take_from_init, write_config
 from ..training.loop import fit
 from ..training.models import init_from, refuse_size
 from ..training.run import start_run
@@ -54,7 +54,7 @@ def parse() -> argparse.Namespace:
 
 def train(args: argparse.Namespace, device: torch.device) -> None:
     # 1. Settings
-    task, init, amp = TASKS[args.task], flags.take_from_init(args), flags.choose_amp(args.amp, device)
+    task, init, amp = TASKS[args.task], take_from_init(args), flags.choose_amp(args.amp, device)
     recipe = flags.adjust(recipes.DENSE_SHAPES[args.task] if args.dataset == "shapes" else recipes.DENSE, args)
     if args.padding:
         recipe = replace(recipe, detector={**recipe.detector, "padding": args.padding})

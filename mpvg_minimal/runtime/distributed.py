@@ -27,7 +27,7 @@ def join(device: torch.device) -> torch.device:
         torch.cuda.set_device(device)
     store, rank, world = next(dist.rendezvous("env://"))
     # torchrun's store outlives a restart: without a name of its own, a process may read a dead one's address there.
-    store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    store = dist.PrefixStore(f"start {restarts()}", store)
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", store=store, rank=rank,
                             world_size=world)
     return device
@@ -59,9 +59,9 @@ def on_this_machine() -> tuple[int, int]:
     return int(os.environ["LOCAL_RANK"]), int(os.environ.get("LOCAL_WORLD_SIZE", count()))
 
 
-def was_restarted() -> bool:
-    """Whether `torchrun --max-restarts` started this process again after a failure."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+def restarts() -> int:
+    """How often `torchrun --max-restarts` has started this process again after a failure."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
 
 
 def launch() -> str:

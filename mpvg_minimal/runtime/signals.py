@@ -34,12 +34,8 @@ def catch_signals() -> Iterator[Interrupt]:
         if not interrupt.number:
             interrupt.number, interrupt.since = number, time.monotonic()
         elif time.monotonic() - interrupt.since > ONE_EVENT:
-            restore()
+            signal.signal(number, before[number])
             signal.raise_signal(number)
-
-    def restore():
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
     before = {number: signal.getsignal(number) for number in STOP
               if number not in MAY_BE_IGNORED or signal.getsignal(number) is not signal.SIG_IGN}
@@ -48,4 +44,5 @@ def catch_signals() -> Iterator[Interrupt]:
     try:
         yield interrupt
     finally:
-        restore()
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -61,17 +61,12 @@ def read(path: Path) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:                      # whatever a foreign file makes torch raise
-        raise UserError(f"{path} cannot be read as a checkpoint: {code_in(error) or reason(error)}") from error
+        code = re.search(r"(?:GLOBAL|class) (\w+\.[\w.]+)", str(error))
+        why = f"it holds code, not only tensors: do not load it ({code[1]})" if code else reason(error)
+        raise UserError(f"{path} cannot be read as a checkpoint: {why}") from error
     if not all(isinstance(content, dict) and isinstance(content.get(key), dict) for key in ("settings", "model")):
         raise UserError(f"{path} is not a checkpoint of a run: it holds no settings and model")
     return content
-
-
-def code_in(error: Exception) -> str | None:
-    """What to say where torch found more than tensors and plain types. None for any other exception."""
-    if type(error).__name__ == "UnpicklingError":
-        found = re.search(r"(?:GLOBAL|class) (\w+\.[\w.]+)", str(error))
-        return f"it holds code, not only tensors: do not load it ({found[1] if found else reason(error)})"
 
 
 def damage(path: Path) -> str | None:

@@ -1,19 +1,68 @@
-"""What the training scripts share: their flags, and what the flags' values become.
+"""The flags of all commands, how their values are read, and what they become. A wrong flag is one line.
 
 If a flag is omitted, the recipe's value is used (recipes.py). The `settings` of a run are plain types. They are written
 to OUT/config.json and to every checkpoint, and compared when the run is resumed.
 """
 import argparse
+import math
+import os
+import re
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..runtime.errors import UserError
-from . import checkpoint
-from .folder import read_config, refuse_other_settings
-from .parsing import LARGEST_IMAGE, MOST_PROCESSES, Parser, number, path, short  # noqa: F401  all under one name
 from .recipes import Recipe
+
+LARGEST_IMAGE = 65_535  # height and width in pixels: JPEG knows no larger one
+MOST_PROCESSES = max(16, 4 * (os.cpu_count() or 1))     # that load images or train, on this machine
+LARGEST = 10 ** 9       # whole numbers: no run has more epochs, images, steps or rounds
+
+
+class Parser(argparse.ArgumentParser):
+    """A wrong flag is a UserError, not a page of usage. doc: the module's, for --help; None under `python -OO`."""
+
+    def __init__(self, doc: str | None = None, **options: Any):
+        super().__init__(description=(doc or "").split("\n")[0], **options)
+
+    def error(self, message: str) -> None:
+        message = re.sub(r"\S{300,}", lambda word: short(word[0]), message)      # a value may be very long
+        raise UserError(f"{message} ({self.prog} --help lists the flags)")
+
+
+def number(kind: type, *, above: float = -math.inf, least: float = -math.inf, most: float | None = None,
+           below: float = math.inf) -> Any:
+    """A type for argparse: a finite int or float in bounds. An int is at most `LARGEST` if no bound is given."""
+    most = most if most is not None else LARGEST if kind is int and below == math.inf else math.inf
+
+    def parse(text: str):
+        try:
+            value = kind(text)
+        except ValueError as error:
+            name = {int: "whole number", float: "number"}[kind]
+            raise argparse.ArgumentTypeError(f"{short(text)} is no {name}") from error
+        if not (above < value < below and least <= value <= most):
+            bounds = {"above": above, "at least": least, "at most": most, "below": below}
+            words = [f"{name} {bound}" for name, bound in bounds.items() if abs(bound) < math.inf]
+            raise argparse.ArgumentTypeError(f"{short(text)} is out of range: it must be {' and '.join(words)}")
+        return value
+    return parse
+
+
+def short(text: str) -> str:
+    """Text of a user, to be repeated in an error."""
+    return repr(text) if len(text) < 40 else f"{text[:30]!r}... ({len(text)} characters)"
+
+
+def path(text: str) -> Path:
+    """A type for argparse: the name of a file or a folder."""
+    long = len(os.fsencode(text)) > 4000 or any(len(os.fsencode(part)) > 255 for part in Path(text).parts)
+    why = "empty" if not text.strip() else "too long" if long else "holding a null byte" if "\0" in text else None
+    if why:
+        raise argparse.ArgumentTypeError(f"{short(text)} cannot be a file's name: it is {why}")
+    return Path(text)
 
 
 def add_flags(parser: argparse.ArgumentParser, models: list[str]) -> None:
@@ -70,24 +119,6 @@ def settings_of(args: argparse.Namespace, recipe: Recipe, *, amp: torch.dtype | 
             "amp": str(amp).removeprefix("torch.") if amp else None, "limit": args.limit, **more}
 
 
-def take_from_init(args: argparse.Namespace) -> str | None:
-    """--init: give `args` the checkpoint's model where no flag names one. Returns the checkpoint's path.
-
-    A run that is resumed knows its model, so the checkpoint need not be there any more.
-    UserError for a flag that names another model.
-    """
-    if args.init is None:
-        return None
-    resumed = args.resume and args.out and (args.out / "config.json").exists()
-    saved = (read_config(args.out) if resumed else checkpoint.read(args.init))["settings"]
-    with checkpoint.of_this_version():
-        model = {key: saved[key] for key in ("model", "pool", "pe", "pe_init")}
-    given = {key: getattr(args, key) for key in model if getattr(args, key) is not None}
-    refuse_other_settings({key: model[key] for key in given}, given, advice="leave that flag out")
-    vars(args).update(model)
-    return str(args.init)
-
-
 def choose_device(name: str) -> torch.device:
     """The device of that name; "auto": CUDA, else MPS, else the CPU. UserError if there is no such device."""
     if name == "auto":
@@ -97,8 +128,9 @@ def choose_device(name: str) -> torch.device:
     except RuntimeError as error:
         raise UserError(f"--device {short(name)} is no device: choose auto, cpu, cuda, cuda:1 or mps") from error
     there = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
-    if device.index is not None and device.index >= there.get(device.type, 0) or not there.get(device.type):
-        raise UserError(f"--device {name}: there are {there.get(device.type, 0)} such devices here; choose auto or cpu")
+    count = there.get(device.type, 0)
+    if (device.index or 0) >= count:
+        raise UserError(f"--device {name}: there are {count} such devices here; choose auto or cpu")
     return device
 
 

@@ -1,4 +1,5 @@
-"""A run's folder: whether a run may use it, and the settings that are kept in it."""
+"""A run's folder: whether a run may use it, the settings that are kept in it, and what another run may take from it."""
+import argparse
 import errno
 import fcntl
 import json
@@ -13,6 +14,8 @@ from ..runtime.errors import UserError, reason
 from ..runtime.files import write_text
 from ..runtime.provenance import environment
 from . import checkpoint
+
+MODEL = ("model", "pool", "pe", "pe_init")          # the flags that choose a model, and settings of the same names
 
 
 def choose_out(out: Path | None, settings: dict[str, Any], *, resume: bool) -> Path:
@@ -29,12 +32,11 @@ def claim(out: Path, settings: dict[str, Any], *, resume: bool) -> None:
     lock = out / ".lock"                                # says by whom the folder is used, and which torchrun began
     try:
         holds = (out / "config.json").exists() or checkpoint.there(out)
-        restarted = distributed.was_restarted() and lock.exists() and lock.read_bytes() == distributed.launch().encode()
+        restarted = distributed.restarts() and lock.exists() and lock.read_bytes() == distributed.launch().encode()
         if holds and not resume and not restarted:
             raise UserError(f"{out} holds a run already: --resume goes on with it, another --out starts a new one")
         if (out / "config.json").exists():              # now, before the data is opened
-            saved = {key: read_config(out)["settings"].get(key) for key in settings}
-            refuse_other_settings(saved, settings, may_differ=("epochs",))
+            refuse_other_settings(read_config(out)["settings"], settings, may_differ=("epochs",))
         out.mkdir(parents=True, exist_ok=True)
         lock.touch()
         take(lock, out)
@@ -62,11 +64,10 @@ def take(lock: Path, out: Path) -> None:
 
 def refuse_other_settings(saved: dict[str, Any], now: dict[str, Any], *, may_differ: tuple[str, ...] = (),
                           advice: str = "give the same, or start a new run in another --out") -> None:
-    """UserError that names the first key with another value now than in the saved settings."""
-    for key in sorted(saved.keys() | now.keys()):
-        if key not in may_differ and saved.get(key) != now.get(key):
-            raise UserError(f"the run was started with {key} = {saved.get(key)!r}, now it is {now.get(key)!r}: "
-                            f"{advice}")
+    """UserError for the first key of `now` whose value differs from the saved one, which is None if it is missing."""
+    for key in sorted(now.keys() - set(may_differ)):
+        if saved.get(key) != now[key]:
+            raise UserError(f"the run was started with {key} = {saved.get(key)!r}, now it is {now[key]!r}: {advice}")
 
 
 def write_config(run: Path, settings: dict[str, Any], *, data_dir: str | Path, device: torch.device) -> None:
@@ -89,3 +90,26 @@ def read_config(run: Path) -> dict[str, Any]:
         raise UserError(f"{run} holds no run: config.json is missing or damaged ({problem}) and there is no "
                         "checkpoint; a new run needs another folder")
     return {"settings": checkpoint.newest(run)["settings"], "environment": {}, "data_dir": "data"}
+
+
+def take_from_init(args: argparse.Namespace) -> str | None:
+    """--init: give `args` the checkpoint's model where no flag names one. Returns the checkpoint's path.
+
+    A run that is resumed knows its model, so the checkpoint need not be there any more.
+    UserError for a flag that names another model.
+    """
+    if args.init is None:
+        return None
+    resumed = args.resume and args.out and (args.out / "config.json").exists()
+    saved = (read_config(args.out) if resumed else checkpoint.read(args.init))["settings"]
+    with checkpoint.of_this_version():
+        model = {key: saved[key] for key in MODEL}
+    refuse_another_model(args, saved)
+    vars(args).update(model)
+    return str(args.init)
+
+
+def refuse_another_model(args: argparse.Namespace, saved: dict[str, Any], *more: str) -> None:
+    """UserError for a flag that names another model than the saved settings. more: other settings to compare."""
+    given = {key: getattr(args, key) for key in (*MODEL, *more) if getattr(args, key) is not None}
+    refuse_other_settings(saved, given, advice="leave that flag out")

@@ -95,7 +95,8 @@ class Run:
     def load(self) -> None:
         """Take over OUT's newest checkpoint. UserError if there is none, or if other settings made it."""
         saved = checkpoint.newest(self.out)
-        refuse_other_settings(saved["settings"], self.settings, may_differ=("epochs",))
+        absent = dict.fromkeys(saved["settings"])              # of a setting that this run does not have
+        refuse_other_settings(saved["settings"], absent | self.settings, may_differ=("epochs",))
         if self.settings["epochs"] < saved["settings"]["epochs"]:
             raise UserError(f"the run was started for {saved['settings']['epochs']} epochs, got --epochs "
                             f"{self.settings['epochs']}: on resume it may only grow")
