@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..runtime import distributed
 from ..runtime.files import write_text
 from ..runtime.provenance import environment
 
@@ -39,6 +40,7 @@ def interleaved(candidates: dict[str, Callable], *, rounds: int, device: torch.d
     forward, backward = list(candidates.items()), list(candidates.items())[::-1]
     for number in range(rounds + 2):
         for name, call in backward if number % 2 else forward:
+            distributed.barrier()               # under torchrun all processes begin together
             synchronize(device)
             began = time.perf_counter()
             call()
