@@ -10,21 +10,6 @@ from mpvg_minimal.layerwise_pe import LayerwisePE
 
 
 @torch.no_grad()
-def test_under_gap_last_pe_adds_one_vector_to_every_image():
-    model, images = tiny("mpvg"), random_images(4)
-    last_pe = model.pe()[2]
-    c = layer_norm(model.pe.pos_embed, model.state_dict(), "last_norm.pe_norm")[0].mean(0)
-    with_pe = model.pool_tokens(model.forward_tokens(images))
-    without = copy.deepcopy(model)
-    without.last_norm.forward = lambda x, pe: model.last_norm.token_norm(x)
-    pooled = without.pool_tokens(without.forward_tokens(images))
-    assert last_pe is model.pe.pos_embed and c.abs().max() > 0.1
-    torch.testing.assert_close(with_pe - pooled, c.expand(4, -1), rtol=0, atol=1e-10)
-    without.head.bias += model.head.weight @ c                      # W (f + c) + b = W f + (W c + b)
-    torch.testing.assert_close(without(images), model(images), rtol=0, atol=1e-10)
-
-
-@torch.no_grad()
 @every_init
 @every_pool
 @every_schedule
@@ -39,10 +24,14 @@ def test_folding_keeps_the_logits(switches, pool, pe_init):
     assert all(torch.equal(weight, before[key]) for key, weight in model.state_dict().items())
 
 
-def test_folding_moves_the_bias_by_w_c():
-    model = tiny("mpvg", "cls")
-    c = layer_norm(model.pe.pos_embed, model.state_dict(), "last_norm.pe_norm")[0, 0]
+@every_pool
+def test_folding_moves_the_bias_by_w_c(pool):
+    """GAP: c is the mean over tokens of LN'_last(p_0); class token: its row 0. W (f + c) + b = W f + (W c + b)."""
+    model = tiny("mpvg", pool)
+    pe = layer_norm(model.pe.pos_embed, model.state_dict(), "last_norm.pe_norm")[0]             # (N, D)
+    c = pe.mean(0) if pool == "gap" else pe[0]
     expected = model.head.bias + model.head.weight @ c
+    assert model.pe()[2] is model.pe.pos_embed and c.abs().max() > 0.1
     torch.testing.assert_close(fold_last_pe(model).head.bias, expected, rtol=0, atol=1e-10)
 
 
