@@ -22,8 +22,8 @@ from mpvg_minimal.adapt import (
 SCHEDULES = ["once", "lape", "pvg", "mpvg"]
 
 
-def torchvision_vit(layers=4):
-    model = torchvision.models.VisionTransformer(image_size=16, patch_size=4, num_layers=layers, num_heads=2,
+def torchvision_vit():
+    model = torchvision.models.VisionTransformer(image_size=16, patch_size=4, num_layers=4, num_heads=2,
                                                  hidden_dim=16, mlp_dim=32, num_classes=5)
     nn.init.normal_(model.heads.head.weight)                # torchvision begins with zeros, which would hide all
     return model
@@ -181,7 +181,7 @@ def test_compiled_and_exported_models_keep_pe():
         _, model, inputs = adapted(helper)
         with torch.no_grad():
             expected = model.eval()(inputs)
-            compiled = torch.compile(model, backend="aot_eager", fullgraph=True)(inputs)
+            compiled = torch.compile(model, backend="eager", fullgraph=True)(inputs)
             exported = torch.export.export(model, (inputs,)).module()(inputs)
         torch.testing.assert_close(compiled, expected, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(exported, expected, rtol=1e-5, atol=1e-5)

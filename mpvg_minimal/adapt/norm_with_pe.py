@@ -42,7 +42,7 @@ class _Adding(nn.Module):
     is for, such as a class token without a place; they are given no PE.
     """
 
-    def __init__(self, source: Source, width: int, *, gate: bool, batch_dim: int, prefix: int, **factory):
+    def __init__(self, source: Source, width: int, *, gate: bool, batch_dim: int = 0, prefix: int = 0, **factory):
         super().__init__()
         self.source, self.batch_dim, self.prefix = source, batch_dim, prefix
         self.gate = nn.Parameter(torch.zeros(width, **factory)) if gate else None
@@ -67,8 +67,8 @@ class NormWithPE(_Adding):
 
     eps = float("nan")
 
-    def __init__(self, norm: nn.Module, source: Source, width: int, *, device: torch.device, dtype: torch.dtype,
-                 **options):
+    def __init__(self, norm: nn.Module, source: Source, width: int, *, device: torch.device | None = None,
+                 dtype: torch.dtype | None = None, **options):
         super().__init__(source, width, device=device, dtype=dtype, **options)
         self.norm, self.pe_norm = norm, nn.LayerNorm(width, eps=1e-6, device=device, dtype=dtype)
 
