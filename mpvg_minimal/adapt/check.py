@@ -107,11 +107,11 @@ def watch(model: nn.Module, example: Tensor) -> dict[str, list[list]]:
         seen[path][-1].append(getattr(inputs_and_output[-1], "shape", None))
 
     meta = {id(value): torch.empty_like(value, device="meta") for value in (*model.parameters(), *model.buffers())}
-    twin = copy.deepcopy(model, meta).train()                       # what deepcopy finds there it does not copy
-    for path, module in twin.named_modules():
-        module.register_forward_pre_hook(partial(before, path), with_kwargs=True)
-        module.register_forward_hook(partial(after, path))
     try:
+        twin = copy.deepcopy(model, meta).train()                   # what deepcopy finds in `meta` it does not copy
+        for path, module in twin.named_modules():
+            module.register_forward_pre_hook(partial(before, path), with_kwargs=True)
+            module.register_forward_hook(partial(after, path))
         with torch.no_grad():
             twin(torch.empty_like(example, device="meta"))
     except Exception as error:                                      # whatever the model raises, the answer is one
