@@ -105,12 +105,9 @@ def test_pe_is_added_at_the_input_once():
             super().__init__()
             self.pos_embed, self.blocks, self.norm = pe, encoder().layers, nn.LayerNorm(16)
 
-    def adapt(pe, first=0):
-        def run(model):
-            first_block = model.blocks[0] if first == 0 else first
-            add_layerwise_pe(model, norms=[block.norm1 for block in model.blocks], last_norm=model.norm, pe=pe,
-                             add_before=first_block)
-        return run
+    def adapt(pe):
+        return lambda model: add_layerwise_pe(model, norms=[block.norm1 for block in model.blocks], pe=pe,
+                                              last_norm=model.norm, add_before=model.blocks[0])
 
     own, new = nn.Parameter(torch.randn(1, 16, 16)), nn.Parameter(torch.randn(1, 16, 16))
     refused(adapt(new), Vit(own), "has an attribute pos_embed already")
