@@ -7,6 +7,7 @@ import math
 from itertools import product
 from typing import NamedTuple
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -34,6 +35,12 @@ def name(switches: tuple) -> str:
     return f"{'input' if at_input else '-'},{first}-,{'hierarchical' if hierarchical else 'flat'},{last}"
 
 
+every_pool = pytest.mark.parametrize("pool", POOLS)
+every_init = pytest.mark.parametrize("pe_init", INITS)
+every_name = pytest.mark.parametrize("known", NAMED)
+every_schedule = pytest.mark.parametrize("switches", VALID, ids=name)
+
+
 def tiny(pe: str | tuple = "mpvg", pool: str = "gap", pe_init: str = "learned", **options) -> ViT:
     """A small model in float64 and eval mode, on images that are not square, with random weights."""
     schedule = pe if isinstance(pe, str) else PESchedule(*pe)
@@ -47,6 +54,17 @@ def randomise(model: torch.nn.Module) -> torch.nn.Module:
         linear = weight.ndim > 1 and not key.endswith(("pos_embed", "cls_token"))
         weight.normal_(std=weight[0].numel() ** -0.5 if linear else 1.0)
     return model
+
+
+def torchvision_name(key: str) -> str:
+    """Where torchvision's VisionTransformer keeps the parameter that `ViT` keeps under this name."""
+    for ours, theirs in (("patch_embed.proj", "conv_proj"), ("cls_token", "class_token"),
+                         ("pe.pos_embed", "encoder.pos_embedding"), ("last_norm.token_norm", "encoder.ln"),
+                         ("head", "heads.head"), ("blocks.", "encoder.layers.encoder_layer_"), ("norm1", "ln_1"),
+                         ("norm2", "ln_2"), ("attn.qkv.", "self_attention.in_proj_"),
+                         ("attn.proj", "self_attention.out_proj"), ("mlp.fc1", "mlp.0"), ("mlp.fc2", "mlp.3")):
+        key = key.replace(ours, theirs)
+    return key
 
 
 def random_images(count: int = 2) -> Tensor:

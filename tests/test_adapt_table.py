@@ -8,6 +8,7 @@ import pytest
 import torch
 import torchvision
 from conftest import ROOT
+from test_adapt_refusals import state_of
 
 from mpvg_minimal.adapt import NormWithPE, adapt_swin, adapt_timm_vit, adapt_torchvision_vit
 
@@ -50,11 +51,11 @@ def outcome(build, adapt, size=(224, 224)) -> str:
     for schedule in ("mpvg", "pvg"):
         with torch.device("meta"), torch.no_grad():
             model = build()
-            before = [id(module) for module in model.modules()]
+            before = state_of(model)
             try:
                 adapt(model, schedule, start="same")
             except ValueError as error:
-                assert [id(module) for module in model.modules()] == before
+                assert state_of(model) == before
                 reasons.append(re.split(": |, expected|, and |, but this", str(error))[0])
                 continue
             images = torch.empty(2, 3, *getattr(getattr(model, "patch_embed", None), "img_size", size))

@@ -2,7 +2,7 @@ import copy
 
 import pytest
 import torch
-from equations import DEPTH, INITS, NAMED, POOLS, VALID, layer_norm, name, random_images, tiny
+from equations import DEPTH, every_init, every_name, every_pool, every_schedule, layer_norm, random_images, tiny
 from torch import nn
 
 from mpvg_minimal import counterbalance, fold_last_pe
@@ -10,24 +10,9 @@ from mpvg_minimal.layerwise_pe import LayerwisePE
 
 
 @torch.no_grad()
-def test_under_gap_last_pe_adds_one_vector_to_every_image():
-    model, images = tiny("mpvg"), random_images(4)
-    last_pe = model.pe()[2]
-    c = layer_norm(model.pe.pos_embed, model.state_dict(), "last_norm.pe_norm")[0].mean(0)
-    with_pe = model.pool_tokens(model.forward_tokens(images))
-    without = copy.deepcopy(model)
-    without.last_norm.forward = lambda x, pe: model.last_norm.token_norm(x)
-    pooled = without.pool_tokens(without.forward_tokens(images))
-    assert last_pe is model.pe.pos_embed and c.abs().max() > 0.1
-    torch.testing.assert_close(with_pe - pooled, c.expand(4, -1), rtol=0, atol=1e-10)
-    without.head.bias += model.head.weight @ c                      # W (f + c) + b = W f + (W c + b)
-    torch.testing.assert_close(without(images), model(images), rtol=0, atol=1e-10)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("pe_init", INITS)
-@pytest.mark.parametrize("pool", POOLS)
-@pytest.mark.parametrize("switches", VALID, ids=name)
+@every_init
+@every_pool
+@every_schedule
 def test_folding_keeps_the_logits(switches, pool, pe_init):
     model, images = tiny(switches, pool, pe_init).float(), random_images().float()
     before, expected = copy.deepcopy(model.state_dict()), model(images)
@@ -39,39 +24,39 @@ def test_folding_keeps_the_logits(switches, pool, pe_init):
     assert all(torch.equal(weight, before[key]) for key, weight in model.state_dict().items())
 
 
-def test_folding_moves_the_bias_by_w_c():
-    model = tiny("mpvg", "cls")
-    c = layer_norm(model.pe.pos_embed, model.state_dict(), "last_norm.pe_norm")[0, 0]
-    torch.testing.assert_close(fold_last_pe(model).head.bias, model.head.bias + model.head.weight @ c, rtol=0,
-                               atol=1e-10)
+@every_pool
+def test_folding_moves_the_bias_by_w_c(pool):
+    """GAP: c is the mean over tokens of LN'_last(p_0); class token: its row 0. W (f + c) + b = W f + (W c + b)."""
+    model = tiny("mpvg", pool)
+    pe = layer_norm(model.pe.pos_embed, model.state_dict(), "last_norm.pe_norm")[0]             # (N, D)
+    c = pe.mean(0) if pool == "gap" else pe[0]
+    expected = model.head.bias + model.head.weight @ c
+    assert model.pe()[2] is model.pe.pos_embed and c.abs().max() > 0.1
+    torch.testing.assert_close(fold_last_pe(model).head.bias, expected, rtol=0, atol=1e-10)
 
 
 def test_a_folded_model_is_for_inference():
-    """A constant that still asked for a gradient would keep every activation of a forward pass."""
+    """A constant that still asked for a gradient would keep every activation. Images may ask, for saliency maps."""
     model = tiny("mpvg").train()
-    folded = fold_last_pe(model)
-    assert model.training and not folded.training
-    assert not folded(random_images()).requires_grad
+    folded, images, gradients = fold_last_pe(model), random_images(), []
+    assert model.training and not folded.training and not folded(images).requires_grad
     assert not any(weight.requires_grad for weight in folded.state_dict(keep_vars=True).values())
     assert all(weight.requires_grad for weight in model.parameters())
+    for which in (model.eval(), folded):                            # PE is added in place there, and autograd knows
+        images = images.detach().requires_grad_()
+        which(images).square().sum().backward()
+        gradients.append(images.grad)
+    assert gradients[0].abs().max() > 0
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=0, atol=1e-9)
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("known", NAMED)
-def test_folding_twice_changes_nothing(known):
-    images, once = random_images(), fold_last_pe(tiny(known))
-    twice = fold_last_pe(once)
-    assert torch.equal(twice(images), once(images))
-    assert all(torch.equal(weight, once.state_dict()[key]) for key, weight in twice.state_dict().items())
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("pe_init", INITS)
-def test_a_folded_model_is_saved_and_loaded(tmp_path, pe_init):
-    images, folded = random_images(), fold_last_pe(tiny("mpvg", pe_init=pe_init))
-    torch.save(folded.state_dict(), tmp_path / "folded.pt")
-    other = fold_last_pe(tiny("mpvg", pe_init=pe_init))             # other random weights
-    assert not torch.allclose(other(images), folded(images))
+@every_init
+@every_name
+def test_a_folded_model_is_folded_again_saved_and_loaded(tmp_path, known, pe_init):
+    images, folded, other = random_images(), *(fold_last_pe(tiny(known, pe_init=pe_init)) for _ in range(2))
+    assert not torch.allclose(other(images), folded(images))        # other random weights
+    torch.save(fold_last_pe(folded).state_dict(), tmp_path / "folded.pt")
     other.load_state_dict(torch.load(tmp_path / "folded.pt", weights_only=True))
     assert torch.equal(other(images), folded(images))
 
@@ -89,17 +74,6 @@ def test_a_folded_model_adds_pe_in_the_memory_of_the_normalised_tokens(known):
             part.register_forward_hook(lambda part, _, output: seen.update({part: output.data_ptr()}))
     folded(images)
     assert len(seen) == 2 * len(receiving) and all(seen[norm] == seen[norm.norm] for norm in receiving)
-
-
-def test_a_folded_model_gives_the_gradient_of_the_images():
-    """In place or not, autograd has to know; saliency maps need it."""
-    model, images, gradients = tiny("mpvg"), random_images(), []
-    for which in (model, fold_last_pe(model)):
-        images = images.detach().requires_grad_()
-        which(images).square().sum().backward()
-        gradients.append(images.grad)
-    assert gradients[0].abs().max() > 0
-    torch.testing.assert_close(gradients[1], gradients[0], rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("dense", [False, True])

@@ -5,20 +5,17 @@ import pytest
 import torch
 from equations import (
     DEPTH,
-    INITS,
     NAMED,
-    POOLS,
     TINY,
-    VALID,
-    attention,
-    layer_norm,
-    mlp,
-    name,
-    patches,
+    every_init,
+    every_name,
+    every_pool,
+    every_schedule,
     permuted,
     random_images,
     randomise,
     tiny,
+    torchvision_name,
     trace,
 )
 from torch import nn
@@ -29,17 +26,6 @@ from mpvg_minimal.block import DropPath
 from mpvg_minimal.vit import SIZES
 
 # The same numbers as torchvision, and as the equations
-
-def torchvision_name(key: str) -> str:
-    """Where torchvision's VisionTransformer keeps our parameter of this name."""
-    for ours, theirs in (("patch_embed.proj", "conv_proj"), ("cls_token", "class_token"),
-                         ("pe.pos_embed", "encoder.pos_embedding"), ("last_norm.token_norm", "encoder.ln"),
-                         ("head", "heads.head"), ("blocks.", "encoder.layers.encoder_layer_"), ("norm1", "ln_1"),
-                         ("norm2", "ln_2"), ("attn.qkv.", "self_attention.in_proj_"),
-                         ("attn.proj", "self_attention.out_proj"), ("mlp.fc1", "mlp.0"), ("mlp.fc2", "mlp.3")):
-        key = key.replace(ours, theirs)
-    return key
-
 
 @torch.no_grad()
 @pytest.mark.parametrize("size, patch, width, depth, heads, ratio, classes", [
@@ -58,79 +44,32 @@ def test_once_is_torchvisions_vit(size, patch, width, depth, heads, ratio, class
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("pe_init", INITS)
-@pytest.mark.parametrize("pool", POOLS)
-@pytest.mark.parametrize("known", NAMED)
-def test_named_settings_are_their_equations(known, pool, pe_init):
-    model, images = tiny(known, pool, pe_init), random_images()
-    expected = trace(model, images, NAMED[known])
-    exact = dict(rtol=0, atol=1e-10 if pe_init == "learned" else 1e-4)          # sincos2d is made in float32
-    torch.testing.assert_close(model(images), expected.logits, **exact)
-    torch.testing.assert_close(model.forward_tokens(images), expected.tokens, **exact)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("pe_init", INITS)
-@pytest.mark.parametrize("pool", POOLS)
-@pytest.mark.parametrize("switches", VALID, ids=name)
+@every_init
+@every_pool
+@every_schedule
 def test_every_combination_of_switches_is_its_equations(switches, pool, pe_init):
     model, images = tiny(switches, pool, pe_init), random_images()
-    exact = dict(rtol=0, atol=1e-10 if pe_init == "learned" else 1e-4)
-    torch.testing.assert_close(model(images), trace(model, images, switches).logits, **exact)
-
-
-@torch.no_grad()
-def test_float32_is_close_to_the_equations():
-    model, images = tiny("mpvg").float(), random_images().float()
-    expected = trace(model, images.double(), NAMED["mpvg"]).logits.float()
-    torch.testing.assert_close(model(images), expected, rtol=0, atol=1e-4)
-
-
-@torch.no_grad()
-def test_all_combinations_differ():
-    """If two gave the same logits from the same weights, a mix-up of the two would go unseen."""
-    weights, images, seen = tiny((True, 1, True, "initial")).state_dict(), random_images(1), []
-    for switches in VALID:
-        if switches[1:3] != (DEPTH, True) and switches[3] != DEPTH:     # nothing is handed on; p_L is "delivered"
-            model = tiny(switches)
-            model.load_state_dict({key: weights[key] for key in model.state_dict()})
-            seen.append(model(images)[0])
-    apart = torch.cdist(torch.stack(seen), torch.stack(seen)) + 9 * torch.eye(len(seen))
-    assert len(seen) == 37 and apart.min() > 1e-3
+    expected = trace(model, images, switches)
+    exact = dict(rtol=0, atol=1e-10 if pe_init == "learned" else 1e-4)          # sincos2d is made in float32
+    torch.testing.assert_close(model.forward_tokens(images), expected.tokens, **exact)
+    torch.testing.assert_close(model(images), expected.logits, **exact)
+    at_input, block_pes, _ = model.pe()
+    assert at_input is (model.pe.pos_embed if switches[0] else None)
+    for pe, wanted in zip(block_pes, expected.pes, strict=False):               # the last one is the last norm's
+        torch.testing.assert_close(pe, None if wanted is None else wanted[None], **exact)
 
 
 # Without PE a ViT cannot know where a patch was
 
 @torch.no_grad()
-@pytest.mark.parametrize("pe_init", INITS)
-@pytest.mark.parametrize("pool", POOLS)
-@pytest.mark.parametrize("switches", VALID, ids=name)
+@every_init
+@every_pool
+@every_schedule
 def test_the_order_of_patches_counts_only_with_pe(switches, pool, pe_init):
     """PE at the last norm alone comes too late: it is added after all that looks at the tokens (see balance.py)."""
     model, images = tiny(switches, pool, pe_init), random_images()
-    order = torch.arange(15).roll(4)
-    change = (model(permuted(images, order)) - model(images)).abs().max()
+    change = (model(permuted(images, torch.arange(15).roll(4))) - model(images)).abs().max()
     assert change > 1e-3 if switches[:2] != (False, None) else change < 1e-10
-
-
-def test_permuting_moves_whole_patches():
-    images, order = random_images(), torch.randperm(15)
-    embed = tiny().patch_embed
-    torch.testing.assert_close(embed(permuted(images, order)), embed(images)[:, order], rtol=0, atol=1e-10)
-
-
-# Speed
-
-@torch.no_grad()
-@pytest.mark.parametrize("pool", POOLS)
-@pytest.mark.parametrize("known", NAMED)
-def test_no_norm_has_to_copy_its_tokens(known, pool):
-    """A convolution's tokens lie D before N, and every sum x + ... would keep that: see patch_embed.py."""
-    model, seen = tiny(known, pool), []
-    for norm in (module for module in model.modules() if isinstance(module, nn.LayerNorm)):
-        norm.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].is_contiguous()))
-    model(random_images())
-    assert len(seen) > 2 * DEPTH and all(seen)
 
 
 # Sizes
@@ -139,25 +78,19 @@ def count(model: nn.Module) -> int:
     return sum(weight.numel() for weight in model.parameters())
 
 
-def formula(*, patch: int, tokens: int, width: int, depth: int, hidden: int, classes: int, pool: str, norms: int,
-            qkv_bias: bool = True):
-    """`norms`: PE's own. The class token comes with one more row of PE."""
-    attn = 4 * width ** 2 + (4 if qkv_bias else 1) * width
-    block = attn + (width + 1) * hidden + (hidden + 1) * width + 2 * 2 * width
-    tokens = (3 * patch * patch + 1) * width + (tokens + 2 if pool == "cls" else tokens) * width
-    return tokens + depth * block + 2 * width * (1 + norms) + (width + 1) * classes
-
-
-@pytest.mark.parametrize("build, sizes, published", [
-    (vit_lite, dict(patch=4, tokens=64, width=256, depth=7, hidden=512, classes=10, qkv_bias=False), 3.717e6),
-    (deit_tiny, dict(patch=16, tokens=196, width=192, depth=12, hidden=768, classes=1000), 5.72e6),
-    (deit_small, dict(patch=16, tokens=196, width=384, depth=12, hidden=1536, classes=1000), 22.05e6),
-    (deit_base, dict(patch=16, tokens=196, width=768, depth=12, hidden=3072, classes=1000), 86.57e6)])
-def test_parameters_are_as_many_as_published(build, sizes, published):
+@pytest.mark.parametrize("build, patch, tokens, width, depth, heads, hidden, classes", [
+    (vit_nano, 8, 16, 96, 4, 3, 192, 16), (vit_lite, 4, 64, 256, 7, 4, 512, 10), (deit_nano, 8, 16, 96, 12, 3, 192, 10),
+    (deit_tiny, 16, 196, 192, 12, 3, 768, 1000), (deit_small, 16, 196, 384, 12, 6, 1536, 1000),
+    (deit_base, 16, 196, 768, 12, 12, 3072, 1000)])
+def test_sizes_are_what_their_docstrings_say(build, patch, tokens, width, depth, heads, hidden, classes):
+    attention = 4 * width ** 2 + (1 if build is vit_lite else 4) * width        # ViT-Lite: no biases in qkv
+    block = attention + (width + 1) * hidden + (hidden + 1) * width + 2 * 2 * width
+    rest = (3 * patch * patch + 1) * width + tokens * width + 2 * width + (width + 1) * classes
     with torch.device("meta"):                              # no memory, only shapes
         once, mpvg = build(pool="cls", pe="once"), build(pool="gap", pe="mpvg")
-    assert count(once) == formula(**sizes, pool="cls", norms=0) == pytest.approx(published, rel=2e-3)
-    assert count(mpvg) == formula(**sizes, pool="gap", norms=sizes["depth"])
+    assert count(once) == depth * block + rest + 2 * width                      # the class token, and its row of PE
+    assert count(mpvg) == depth * block + rest + depth * 2 * width              # PE's own norms
+    assert {block.attn.heads for block in once.blocks} == {heads} and SIZES[build.__name__] is build
 
 
 # The paper's Table 1 (K = 1000) and Table 2 (ViT-Lite, CIFAR-100) in millions of parameters. Ours, cut after three
@@ -181,56 +114,17 @@ def test_parameters_are_those_of_the_papers_tables(build, pe, pool):
         assert f"{cut:.3f}" == printed
 
 
-def published_vit_lite(images: torch.Tensor, w: dict[str, torch.Tensor], *, normalised_stream: bool) -> torch.Tensor:
-    """ViT-Lite-7/4 from its weights, in matrix products. normalised_stream: the MLP's branch begins from LN(x), and so
-    does its residual, as in Compact-Transformers' code. eps as in ours."""
-    x = patches(images, w["patch_embed.proj.weight"], w["patch_embed.proj.bias"], 4)
-    x = torch.cat([w["cls_token"].expand(len(x), -1, -1), x], 1) + w["pe.pos_embed"]
-    for block in (f"blocks.{number}" for number in range(7)):
-        x = x + attention(layer_norm(x, w, f"{block}.norm1"), w, f"{block}.attn", heads=4)
-        y = layer_norm(x, w, f"{block}.norm2")
-        x = (y if normalised_stream else x) + mlp(y, w, f"{block}.mlp")
-    return layer_norm(x, w, "last_norm.token_norm")[:, 0] @ w["head.weight"].T + w["head.bias"]
-
-
-@torch.no_grad()
-def test_vit_lite_is_the_published_one_but_for_the_stream_before_the_mlp():
-    model = randomise(vit_lite(pool="cls", pe="once").double().eval())
-    images, w = torch.randn(2, 3, 32, 32).double(), model.state_dict()
-    assert "blocks.0.attn.qkv.bias" not in w
-    torch.testing.assert_close(model(images), published_vit_lite(images, w, normalised_stream=False), rtol=0, atol=1e-9)
-    for block in model.blocks:              # the published line: x = LN(x); x = x + MLP(x)
-        block.forward = lambda x, pe=None, b=block: (
-            lambda y: y + b.mlp(y))(b.norm2(x + b.attn(b.norm1(x))))
-    torch.testing.assert_close(model(images), published_vit_lite(images, w, normalised_stream=True), rtol=0, atol=1e-9)
-
-
-def test_vit_lite_starts_as_published_or_as_vit():
-    assert vit_lite().pe.pos_embed.std().item() == pytest.approx(0.2, rel=0.03)
-    other = vit_lite(qkv_bias=True, pe_std=0.02)
-    assert other.pe.pos_embed.std().item() == pytest.approx(0.02, rel=0.03)
-    assert all(block.attn.qkv.bias.eq(0).all() for block in other.blocks)
-
-
 def test_deit_base_is_as_large_as_torchvisions():
     with torch.device("meta"):
         assert count(deit_base(pool="cls", pe="once")) == count(vit_b_16()) == 86_567_656
 
 
-def test_vit_nano_is_what_its_docstring_says():
-    model = vit_nano()
-    assert (model.patch_embed.grid, model.patch_embed.patch_size, len(model.blocks)) == ((4, 4), 8, 4)
-    assert count(model) == formula(patch=8, tokens=16, width=96, depth=4, hidden=192, classes=16, pool="gap", norms=4)
-    assert model.blocks[0].attn.heads == 3
-    twelve = formula(patch=8, tokens=16, width=96, depth=12, hidden=192, classes=10, pool="gap", norms=12)
-    assert count(deit_nano()) == twelve and deit_nano().blocks[0].attn.heads == 3
-
-
-@pytest.mark.parametrize("build, heads", [(vit_lite, 4), (deit_tiny, 3), (deit_small, 6), (deit_base, 12)])
-def test_heads_are_as_published(build, heads):
-    with torch.device("meta"):
-        assert {block.attn.heads for block in build().blocks} == {heads}
-    assert SIZES[build.__name__] is build
+def test_vit_lite_starts_as_published_or_as_vit():
+    assert vit_lite().pe.pos_embed.std().item() == pytest.approx(0.2, rel=0.03)
+    assert all(block.attn.qkv.bias is None for block in vit_lite().blocks)
+    other = vit_lite(qkv_bias=True, pe_std=0.02)
+    assert other.pe.pos_embed.std().item() == pytest.approx(0.02, rel=0.03)
+    assert all(block.attn.qkv.bias.eq(0).all() for block in other.blocks)
 
 
 def test_a_named_size_takes_other_options():
@@ -239,16 +133,18 @@ def test_a_named_size_takes_other_options():
     assert model(torch.zeros(1, 3, 16, 24)).shape == (1, 7)
 
 
-@pytest.mark.parametrize("pool", POOLS)
-@pytest.mark.parametrize("switches", VALID, ids=name)
-def test_norms_exist_only_where_they_are_used(switches, pool):
-    model, used = tiny(switches, pool), set()
+@every_pool
+@every_schedule
+def test_norms_exist_only_where_they_are_used_and_none_has_to_copy_its_tokens(switches, pool):
+    """A convolution's tokens lie D before N, and every sum x + ... would keep that: see patch_embed.py."""
+    model, contiguous = tiny(switches, pool), {}
     norms = {key: module for key, module in model.named_modules() if isinstance(module, nn.LayerNorm)}
     for key, module in norms.items():
-        module.register_forward_hook(lambda *_, key=key: used.add(key))
-    model(random_images(1))
+        module.register_forward_pre_hook(lambda _, inputs, key=key: contiguous.update({key: inputs[0].is_contiguous()}))
+    model(random_images())
     delivered = 0 if switches[1] is None else DEPTH - switches[1] + 1
-    assert used == set(norms) and len(norms) == 2 * DEPTH + 1 + delivered + (switches[3] is not None)
+    assert len(norms) == 2 * DEPTH + 1 + delivered + (switches[3] is not None)
+    assert contiguous == dict.fromkeys(norms, True)
 
 
 def test_linear_maps_and_class_token_start_small():
@@ -259,12 +155,14 @@ def test_linear_maps_and_class_token_start_small():
     assert 0 < model.cls_token.std() < 0.04
 
 
-# What is refused
-
 @pytest.mark.parametrize("options, why", [
     (dict(pool="mean"), "pool is 'mean', expected \"gap\" or \"cls\""), (dict(pe="mvpg"), "'mvpg'.* none, once"),
     (dict(heads=5), "5 heads do not divide width 12"), (dict(patch_size=5), "patch size 5 does not divide"),
     (dict(pe_init="sincos2d", width=18, pe="once"), "4 divides, got 18"),
+    (dict(pe_init="random"), "pe_init is 'random', expected"),
+    (dict(pe=PESchedule(first_block=4)), "first_block is 4, but the model has 3 blocks"),
+    (dict(pe=PESchedule(at_last_norm=4)), "at_last_norm is 4, but the model has 3 blocks"),
+    (dict(depth=1), "first_block is 2, but the model has 1 blocks"),
     (dict(heads=0), "heads is 0, expected a whole"), (dict(heads=-2), "heads is -2"),
     (dict(width=0), "width is 0"), (dict(patch_size=0), "patch_size is 0"),
     (dict(depth=0, pe="once"), "depth is 0"), (dict(num_classes=0), "num_classes is 0"),
@@ -274,7 +172,7 @@ def test_settings_without_sense_are_refused(options, why):
         ViT(**{**TINY, **options})
 
 
-# How it behaves in training, when compiled, copied and stored
+# How it behaves in training, copied and stored
 
 def test_stochastic_depth_grows_linearly():
     model = ViT(**{**TINY, "depth": 5}, stochastic_depth=0.2)
@@ -304,24 +202,10 @@ def test_dropout_comes_after_pe_too():
     torch.testing.assert_close(seen[1][kept], 2 * seen[0][kept], rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("known, pool", [*((known, "gap") for known in NAMED), ("mpvg", "cls")])
-def test_compiles_as_one_graph(known, pool):
-    torch.compiler.reset()                                  # it compiles one function for at most eight models
-    model = tiny(known, pool, dropout=0.1, stochastic_depth=0.5).train()
-    compiled, images = torch.compile(model, fullgraph=True, backend="eager"), random_images(4)
-    gradients = []
-    for each in (model, compiled):
-        torch.manual_seed(0)
-        model.zero_grad()
-        each(images).square().sum().backward()
-        gradients.append([weight.grad.clone() for weight in model.parameters()])
-    torch.testing.assert_close(*gradients)
-
-
 @torch.no_grad()
-@pytest.mark.parametrize("pe_init", INITS)
-@pytest.mark.parametrize("pool", POOLS)
-@pytest.mark.parametrize("known", NAMED)
+@every_init
+@every_pool
+@every_name
 def test_copies_give_the_same_bits(known, pool, pe_init, tmp_path):
     model, images = tiny(known, pool, pe_init), random_images()
     expected = model(images)
@@ -336,12 +220,3 @@ def test_copies_give_the_same_bits(known, pool, pe_init, tmp_path):
 def test_no_image_sees_another():
     model, images = tiny("mpvg"), random_images(3)
     torch.testing.assert_close(model(images)[1:2], model(images[1:2]), rtol=0, atol=1e-10)
-
-
-def test_a_schedule_may_be_given_itself():
-    torch.manual_seed(3)
-    by_name = tiny("mpvg")
-    torch.manual_seed(3)
-    images, by_switches = random_images(), tiny(NAMED["mpvg"])
-    by_switches.load_state_dict(by_name.state_dict())
-    assert torch.equal(by_switches(images), by_name(images)) and by_switches.pe.schedule == PESchedule.named("mpvg")

@@ -7,12 +7,12 @@ torch's meta device, in training mode: shapes only, no arithmetic, no memory, no
 
 Source: ours. Shapes: B inputs, N tokens, D width.
 """
+import copy
 from collections import defaultdict
-from collections.abc import Iterable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from ..layerwise_pe import PESchedule
 from .norm_with_pe import NormWithPE, PEAtInput, fits
@@ -26,6 +26,7 @@ def check_not_adapted(model: nn.Module) -> None:
 def check_parts(model: nn.Module, norms: list[nn.Module], last_norm: nn.Module | None, pe: nn.Parameter,
                 schedule: PESchedule, carry: dict[int, nn.Module]) -> None:
     """The schedule has sense for this model, and each part is in the model once and as wide as PE."""
+    check_not_adapted(model)
     schedule.check(len(norms))
     if not schedule.uses_pe:
         raise ValueError('the schedule delivers no PE ("none"): there is nothing to add')
@@ -69,55 +70,51 @@ def check_forward(model: nn.Module, example: Tensor, norms: list[nn.Module], las
     """One forward pass: each norm that receives PE is a pre-attention norm and sees one token for each row of PE."""
     first = len(norms) + 1 if schedule.first_block is None else schedule.first_block
     last = [] if schedule.at_last_norm is None or last_norm is None else [last_norm]
-    paths = {module: path for path, module in model.named_modules()}
-    blocks = {norm: model.get_submodule(paths[norm].rpartition(".")[0]) for norm in norms}
-    seen = watch(model, example, {*norms, *last, *blocks.values(), *carry.values()})
-    shape, order = pe_shape, [module for module in seen if module in blocks]
+    path_of, seen, shape = {module: path for path, module in model.named_modules()}, watch(model, example), pe_shape
     for number, norm in enumerate([*norms, *last], 1):
+        path = path_of[norm]
         if number in carry:                                         # as wide and as many as the tokens become
-            shape = torch.Size([1, *seen[carry[number]][0][1][1:]])
+            shape = torch.Size([1, *seen[path_of[carry[number]]][0][1][1:]])
         if number < first:
             continue
-        if len(seen[norm]) != 1:
-            raise ValueError(f"{paths[norm]} is called {len(seen[norm])} times in a forward pass, expected once")
-        tokens = seen[norm][0][0]
-        if norm in blocks and not any(tokens is given for given, _ in seen[blocks[norm]]):
-            raise ValueError(f"{paths[norm]} does not receive what enters its {type(blocks[norm]).__name__}: it is no "
-                             "pre-attention norm (norm_first=False, post-norm, V2), and PE would land in the residual "
-                             "stream. Layer-wise PE needs pre-norm blocks, x + attention(norm(x))")
+        if len(seen[path]) != 1:
+            raise ValueError(f"{path} is called {len(seen[path])} times in a forward pass, expected once")
+        tokens, block = seen[path][0][0], path.rpartition(".")[0]
+        if number <= len(norms) and not any(tokens is given for given, _ in seen[block]):
+            raise ValueError(f"{path} does not receive what enters its {type(model.get_submodule(block)).__name__}: it "
+                             "is no pre-attention norm (norm_first=False, post-norm, V2), and PE would land in the "
+                             "residual stream. Layer-wise PE needs pre-norm blocks, x + attention(norm(x))")
         with_prefix = torch.Size([*shape[:-2], shape[-2] + prefix, shape[-1]])
         if not fits(tokens.shape, with_prefix, batch_dim):
-            raise ValueError(f"tokens of shape {tuple(tokens.shape)} arrive at {paths[norm]}, but PE has shape "
+            raise ValueError(f"tokens of shape {tuple(tokens.shape)} arrive at {path}, but PE has shape "
                              f"{tuple(with_prefix)}: layer-wise PE needs one row for each token, in training too")
-    if order != [norm for norm in norms if norm in order]:
+    given = [path_of[norm] for norm in norms if path_of[norm] in seen]
+    if given != [path for path in seen if path in given]:
         raise ValueError("the norms are not called in the order given: give them in the order of the forward pass")
 
 
-def watch(model: nn.Module, example: Tensor, modules: Iterable[nn.Module]) -> dict[nn.Module, list[tuple]]:
-    """{module: [(its first input, the shape of its output), ...]} of one forward pass on the meta device."""
-    seen, modes = defaultdict(list), {module: module.training for module in model.modules()}
+def watch(model: nn.Module, example: Tensor) -> dict[str, list[list]]:
+    """{path of a module: [[its first input, the shape of its output], ...]}, in the order of one forward pass.
 
-    def before(module, inputs, keywords):
-        seen[module].append([*inputs, *keywords.values()][:1])
+    It is a copy of the model that runs, with every parameter and buffer on the meta device: nothing has to be undone.
+    """
+    seen = defaultdict(list)
 
-    def after(module, _, output):
-        seen[module][-1].append(getattr(output, "shape", None))
+    def before(path, _, inputs, keywords):
+        seen[path].append([next(iter([*inputs, *keywords.values()]), None)])
 
-    hooks = [hook for module in modules for hook in (module.register_forward_pre_hook(before, with_kwargs=True),
-                                                     module.register_forward_hook(after))]
-    state = {name: torch.empty_like(value, device="meta") for named in (model.named_parameters, model.named_buffers)
-             for name, value in named(remove_duplicate=False)}
+    def after(path, *inputs_and_output):
+        seen[path][-1].append(getattr(inputs_and_output[-1], "shape", None))
+
+    meta = {id(value): torch.empty_like(value, device="meta") for value in (*model.parameters(), *model.buffers())}
     try:
-        for module in modes:
-            module.training = True
+        twin = copy.deepcopy(model, meta).train()                   # what deepcopy finds in `meta` it does not copy
+        for path, module in twin.named_modules():
+            module.register_forward_pre_hook(partial(before, path), with_kwargs=True)
+            module.register_forward_hook(partial(after, path))
         with torch.no_grad():
-            functional_call(model, state, (torch.empty_like(example, device="meta"),))
+            twin(torch.empty_like(example, device="meta"))
     except Exception as error:                                      # whatever the model raises, the answer is one
         raise ValueError(f"a forward pass of {type(model).__name__} on an input of shape {tuple(example.shape)} fails "
                          f"({str(error).partition(chr(10))[0]}): give the model what it takes") from error
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for module, mode in modes.items():
-            module.training = mode
     return seen

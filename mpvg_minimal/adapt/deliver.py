@@ -10,13 +10,14 @@ All other names stay. If the model has timm's `no_weight_decay()`, that list nam
 
 Source: equations as in layerwise_pe.py; `start` and all of this file are ours. Shapes: B inputs, N tokens, D width.
 """
+from collections.abc import Iterable
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from ..layerwise_pe import PESchedule
-from .check import check_forward, check_not_adapted, check_parts, check_pe
+from .check import check_forward, check_parts, check_pe
 from .norm_with_pe import NormWithPE, PEAtInput, Source, add_pe_first
 
 
@@ -38,33 +39,30 @@ def add_layerwise_pe(model: nn.Module, *, norms: list[nn.Module], last_norm: nn.
     the schedule. A model that resamples its PE to each input's size cannot be adapted: pe is delivered as it is.
     """
     schedule, carry = PESchedule.named(schedule) if isinstance(schedule, str) else schedule, carry or {}
-    check_not_adapted(model)
     check_parts(model, norms, last_norm, pe, schedule, carry)
-    owner, name = _find_parameter(model, pe)
+    path = path_of(pe, model.named_parameters())                    # None: it is a new one
     if example is not None:
         check_forward(model, example, norms, last_norm, pe.shape, schedule=schedule, prefix=prefix,
                       batch_dim=batch_dim, carry=carry)
-    check_pe(model, schedule, start, last_norm, owner is not None, add_before)
+    check_pe(model, schedule, start, last_norm, path is not None, add_before)
     options = dict(gate=start == "same", batch_dim=batch_dim, prefix=prefix, device=pe.device, dtype=pe.dtype)
-    source = _place(model, owner, name, pe, schedule)
-    if owner is None and schedule.add_at_input:
+    source = _place(model, path, pe, schedule)
+    if path is None and schedule.add_at_input:
         add_before.pe_at_input = PEAtInput(source, pe.shape[-1], **options)
         add_before.register_forward_pre_hook(add_pe_first)
     _deliver(model, norms, last_norm, source, schedule, carry, options)
     return model
 
 
-def _place(model: nn.Module, owner: nn.Module | None, name: str, pe: nn.Parameter, schedule: PESchedule) -> Source:
+def _place(model: nn.Module, path: str | None, pe: nn.Parameter, schedule: PESchedule) -> Source:
     """p_0 where it belongs: a new one on the model; its own where it is, or beside zeros if it must not add it."""
-    if owner is None:
-        owner, name = model, "pos_embed"
-        model.pos_embed = pe
-    elif not schedule.add_at_input:
+    path = path or "pos_embed"
+    owner, name = model.get_submodule(path.rpartition(".")[0]), path.rpartition(".")[2]
+    if hasattr(owner, name) and not schedule.add_at_input:
         delattr(owner, name)
         owner.register_buffer(name, torch.zeros_like(pe.detach()), persistent=False)
-        name = f"{name}_delivered"
-        setattr(owner, name, pe)
-    path = next(path for path, parameter in model.named_parameters() if parameter is pe)
+        path, name = f"{path}_delivered", f"{name}_delivered"
+    setattr(owner, name, pe)
     if hasattr(model, "no_weight_decay") and path not in model.no_weight_decay():       # timm's, for its optimizers
         model.no_weight_decay = partial(set, frozenset({*model.no_weight_decay(), path}))      # copies, pickles
     return Source(owner, name)
@@ -72,35 +70,26 @@ def _place(model: nn.Module, owner: nn.Module | None, name: str, pe: nn.Paramete
 
 def _deliver(model: nn.Module, norms: list[nn.Module], last_norm: nn.Module | None, source: Source,
              schedule: PESchedule, carry: dict[int, nn.Module], options: dict) -> None:
+    def replaced(norm: nn.Module, source: Source) -> NormWithPE:
+        width = norm.normalized_shape[-1] if hasattr(norm, "normalized_shape") else source.read().shape[-1]
+        wrapped = NormWithPE(norm, source, width, **options)
+        model.set_submodule(path_of(norm, model.named_modules()), wrapped)
+        return wrapped
+
     last = source                                                   # what the last norm will read
     for number, norm in enumerate(norms, 1):
         if number in carry:
             source, last = source.then(carry[number]), last.then(carry[number])
         if schedule.first_block is None or number < schedule.first_block:
             continue
-        wrapped = NormWithPE(norm, source, _width(norm, source), **options)
-        _replace(model, norm, wrapped)
-        delivered = Source(wrapped, "delivered")                    # p_l
+        delivered = Source(replaced(norm, source), "delivered")     # p_l
         source = delivered if schedule.hierarchical else source
         if schedule.at_last_norm in ("delivered", number):
             last = delivered
     if schedule.at_last_norm is not None:
-        _replace(model, last_norm, NormWithPE(last_norm, last, _width(last_norm, last), **options))
+        replaced(last_norm, last)
 
 
-def _width(norm: nn.Module, source: Source) -> int:
-    return norm.normalized_shape[-1] if hasattr(norm, "normalized_shape") else source.read().shape[-1]
-
-
-def _find_parameter(model: nn.Module, wanted: nn.Parameter) -> tuple[nn.Module | None, str]:
-    for module in model.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            if parameter is wanted:
-                return module, name
-    return None, ""
-
-
-def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    path = next(path for path, module in model.named_modules() if module is old)
-    parent, _, name = path.rpartition(".")
-    setattr(model.get_submodule(parent), name, new)
+def path_of(wanted: object, named: Iterable[tuple[str, object]]) -> str | None:
+    """The path of this module or parameter among a model's, None if it is not there."""
+    return next((path for path, part in named if part is wanted), None)

@@ -36,17 +36,16 @@ class Source(NamedTuple):
 
 
 class _Adding(nn.Module):
-    """What adds PE to tokens. gate: (D,) zeros that multiply PE, to begin as without it; or no gate.
+    """What adds PE to tokens. gate: zeros of the width of PE that multiply it, to begin as without PE; or no gate.
 
     batch_dim: the dimension of the inputs, where PE has size 1. prefix: the number of tokens before those that p_0
     is for, such as a class token without a place; they are given no PE.
     """
 
-    def __init__(self, source: Source, width: int, *, gate: bool, batch_dim: int = 0, prefix: int = 0,
-                 device: torch.device | None = None, dtype: torch.dtype | None = None):
+    def __init__(self, source: Source, width: int, *, gate: bool, batch_dim: int = 0, prefix: int = 0, **factory):
         super().__init__()
         self.source, self.batch_dim, self.prefix = source, batch_dim, prefix
-        self.gate = nn.Parameter(torch.zeros(width, device=device, dtype=dtype)) if gate else None
+        self.gate = nn.Parameter(torch.zeros(width, **factory)) if gate else None
 
     def add(self, x: Tensor, p: Tensor) -> Tensor:
         if self.prefix:
@@ -68,10 +67,10 @@ class NormWithPE(_Adding):
 
     eps = float("nan")
 
-    def __init__(self, norm: nn.Module, source: Source, width: int, **options):
-        super().__init__(source, width, **options)
-        factory = {name: options[name] for name in ("device", "dtype") if name in options}
-        self.norm, self.pe_norm = norm, nn.LayerNorm(width, eps=1e-6, **factory)
+    def __init__(self, norm: nn.Module, source: Source, width: int, *, device: torch.device | None = None,
+                 dtype: torch.dtype | None = None, **options):
+        super().__init__(source, width, device=device, dtype=dtype, **options)
+        self.norm, self.pe_norm = norm, nn.LayerNorm(width, eps=1e-6, device=device, dtype=dtype)
 
     @property
     def delivered(self) -> Tensor:

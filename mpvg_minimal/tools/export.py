@@ -3,7 +3,7 @@
 The file holds the folded model (fold.py): every PE is a constant, and in a classifier PE at the last norm is a part of
 the head's bias. Input: images (B, 3, H, W), float32, normalized as in training, with any B. Output: logits (B, K), or
 scores of every pixel (B, K, H, W). Each file is loaded again and compared with the model itself.
-The second file needs onnx and onnxscript, and comparing it onnxruntime: pip install onnx onnxscript onnxruntime
+The second file is written if onnx, onnxscript and onnxruntime are installed.
 """
 import copy
 import importlib.util
@@ -24,6 +24,8 @@ from ..runtime.files import replacing
 from ..training import flags
 from . import finished
 
+ONNX = ("onnx", "onnxscript", "onnxruntime")            # what model.onnx needs: to be made, and to be compared
+
 
 def folded(model: nn.Module) -> nn.Module:
     """A classifier or a segmenter, folded for inference. UserError for a detector, whose outputs are lists."""
@@ -37,29 +39,23 @@ def folded(model: nn.Module) -> nn.Module:
 
 
 @torch.no_grad()
-def export(model: nn.Module, image_size: tuple[int, int], folder: Path) -> dict[str, float | None]:
+def export(model: nn.Module, image_size: tuple[int, int], folder: Path) -> dict[str, float]:
     """Write model.pt2 and, if its packages are installed, model.onnx.
 
-    Returns for each file the largest difference from the outputs of `model`, on other images than were used to export
-    it. None: not compared, because onnxruntime is not installed.
+    Returns for each file the largest difference from the outputs of `model`, on images that the export did not see.
     """
-    small = folded(model)
     batch = torch.export.Dim("batch")
-    program = torch.export.export(small, (torch.randn(2, 3, *image_size),), dynamic_shapes=({0: batch},))
+    program = torch.export.export(folded(model), (torch.randn(2, 3, *image_size),), dynamic_shapes=({0: batch},))
     write(folder / "model.pt2", lambda file: torch.export.save(program, file))
     images = torch.randn(5, 3, *image_size)
-    expected = copy.deepcopy(model).eval()(images)                         # the model's own mode stays
-    difference: dict[str, float | None] = {
-        "model.pt2": largest(torch.export.load(folder / "model.pt2").module()(images), expected)}
-    if all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript")):
+    outputs = {"model.pt2": torch.export.load(folder / "model.pt2").module()(images)}
+    if all(map(importlib.util.find_spec, ONNX)):
         with redirect_stdout(io.StringIO()):                                # because it prints its progress
             found = torch.onnx.export(program, input_names=["images"], output_names=["scores"], verbose=False)
         write(folder / "model.onnx", lambda file: file.write(found.model_proto.SerializeToString()))
-        difference["model.onnx"] = None
-        if importlib.util.find_spec("onnxruntime"):
-            given = run_onnx(folder / "model.onnx", images)
-            difference["model.onnx"] = largest(given, expected)
-    return difference
+        outputs["model.onnx"] = run_onnx(folder / "model.onnx", images)
+    expected = copy.deepcopy(model).eval()(images)                         # the model's own mode stays
+    return {name: (output - expected).abs().max().item() for name, output in outputs.items()}
 
 
 def write(path: Path, save: Callable[[BinaryIO], Any]) -> None:
@@ -77,23 +73,17 @@ def run_onnx(path: Path, images: Tensor) -> Tensor:
     return torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
 
 
-def largest(given: Any, expected: Tensor) -> float:
-    return (given - expected).abs().max().item()
-
-
 def main() -> None:
     parser = flags.Parser(__doc__, prog="python -m mpvg_minimal.tools.export")
     parser.add_argument("run", type=flags.path, metavar="RUN", help="a run's folder")
     args = parser.parse_args()
     _, model = finished.load(args.run)
-    vit = getattr(model, "vit", model)
     torch.manual_seed(0)
-    difference = export(model, vit.patch_embed.image_size, args.run)
+    difference = export(model, getattr(model, "vit", model).patch_embed.image_size, args.run)
     for name, value in difference.items():
-        compared = "not compared: pip install onnxruntime" if value is None else f"largest difference {value:.2e}"
-        print(f"{args.run / name}: {compared}")
+        print(f"{args.run / name}: largest difference {value:.2e}")
     if "model.onnx" not in difference:
-        print("no model.onnx: pip install onnx onnxscript")
+        print(f"no model.onnx: pip install {' '.join(ONNX)}")
 
 
 if __name__ == "__main__":

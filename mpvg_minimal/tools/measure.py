@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..runtime import distributed
 from ..runtime.files import write_text
 from ..runtime.provenance import environment
 
@@ -33,12 +34,14 @@ def write(result: dict[str, Any], path: Path) -> None:
 def interleaved(candidates: dict[str, Callable], *, rounds: int, device: torch.device) -> dict[str, list[float]]:
     """Seconds of each call in each round; two rounds before the first one counted warm everything up.
 
-    Every second round goes backwards, so that no candidate always follows the same one.
+    Every second round goes backwards, so that no candidate always follows the same one. Under torchrun all processes
+    begin each call together.
     """
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     forward, backward = list(candidates.items()), list(candidates.items())[::-1]
     for number in range(rounds + 2):
         for name, call in backward if number % 2 else forward:
+            distributed.barrier()
             synchronize(device)
             began = time.perf_counter()
             call()

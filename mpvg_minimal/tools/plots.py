@@ -54,11 +54,10 @@ def draw_counterbalance(balances: list[Balance], path: Path) -> None:
                 axis.imshow(values.cpu(), aspect="auto", cmap="coolwarm", vmin=-limit, vmax=limit,
                             interpolation="nearest")
         top.set_title(balance.place, fontsize=9)
-        lines = ["no PE"] if balance.pe is None else [
+        beta = f"Var β {variance(balance.beta):.3f}"
+        lines = ["no PE", beta] if balance.pe is None else [
             f"r = {balance.correlation:+.2f}", f"shared {balance.shared_correlation:+.2f}",
-            f"places {balance.place_correlation:+.2f}"]
-        lines.append(f"Var β {variance(balance.beta):.3f}")
-        lines += [] if balance.pe is None else [f"shift {variance(balance.shift):.3f}"]
+            f"places {balance.place_correlation:+.2f}", beta, f"shift {variance(balance.shift):.3f}"]
         bottom.set_xlabel("\n".join(lines), fontsize=8, va="top")
     axes[0, 0].set_ylabel("tokens: N")
     axes[1, 0].set_ylabel("PE: N")

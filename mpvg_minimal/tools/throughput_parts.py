@@ -1,11 +1,13 @@
 """The parts that throughput.py measures. In each, two candidates take turns. Shapes: B images."""
 import argparse
 import statistics
-import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from ..data import cache, sources
 from ..data.loading import choose_workers, make_batches, normalizer
@@ -15,7 +17,7 @@ from ..training import recipes
 from ..training.loop import train_epoch, train_step
 from ..training.models import build_model
 from ..training.run import Run, start_run
-from .measure import forward_flops, interleaved, synchronize
+from .measure import forward_flops, interleaved
 
 
 class Setup(NamedTuple):
@@ -31,26 +33,30 @@ class Setup(NamedTuple):
         return start_run(build_model(self.settings), self.recipe, out=Path(), device=self.device, amp=self.amp,
                          compiled=self.args.compile)
 
-    def random_batch(self, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def random_batch(self, count: int) -> tuple[Tensor, Tensor]:
         size = self.settings["image_size"]
-        images = torch.randn(batch, 3, size, size, device=self.device)
-        return images, torch.randint(10, (batch,), device=self.device)
+        images = torch.randn(count, 3, size, size, device=self.device)
+        return images, torch.randint(10, (count,), device=self.device)
+
+    def seconds(self, **calls: Callable) -> dict[str, list[float]]:
+        return interleaved(calls, rounds=self.args.rounds, device=self.device)
+
+
+def median_ratio(above: list[float], below: list[float]) -> float:
+    return statistics.median(a / b for a, b in zip(above, below, strict=True))
 
 
 def limit(setup: Setup) -> dict[str, Any]:
     """Model FLOP/s as a share of a large matrix product's. A training step counts as three forward passes."""
-    cuda = setup.device.type == "cuda"
+    cuda, count = setup.device.type == "cuda", setup.recipe.batch_size
     n, kind = (8192, setup.amp or torch.float32) if cuda else (setup.args.matrix, torch.float32)
     a, b = (torch.randn(n, n, device=setup.device, dtype=kind) for _ in range(2))
-    run, (images, labels) = setup.new_run(), setup.random_batch(setup.recipe.batch_size)
-    flops = {"product": 2 * n ** 3, "step": 3 * forward_flops(run.model, images) * len(images)}
-    run.model.train()
-    seconds = interleaved({"product": lambda: a @ b, "step": lambda: train_step(run, images, labels, lr=1e-4)},
-                          rounds=setup.args.rounds, device=setup.device)
-    rate = {name: flops[name] / statistics.median(seconds[name]) for name in flops}
-    shares = [flops["step"] / s / (flops["product"] / p) for s, p in zip(*(seconds[k] for k in ("step", "product")))]
-    return {"matrix": n, "product_gflop_per_second": rate["product"] / 1e9, "step_gflop_per_second": rate["step"] / 1e9,
-            "images_per_second": len(images) / statistics.median(seconds["step"]), "share": statistics.median(shares)}
+    run, batch = setup.new_run(), setup.random_batch(count)
+    gflop = {"product": 2 * n ** 3 / 1e9, "step": 3 * forward_flops(run.model, batch[0]) * count / 1e9}
+    seconds = setup.seconds(product=lambda: a @ b, step=partial(train_step, run, *batch, lr=1e-4))
+    rate = {f"{name}_gflop_per_second": gflop[name] / statistics.median(seconds[name]) for name in gflop}
+    return {"matrix": n, **rate, "images_per_second": count / statistics.median(seconds["step"]),
+            "share": gflop["step"] / gflop["product"] * median_ratio(seconds["product"], seconds["step"])}
 
 
 class Given(list):
@@ -77,43 +83,29 @@ def real_over_synthetic(setup: Setup) -> dict[str, Any]:
         run.totals.zero_()
         train_epoch(run, batches, **options)
 
-    seconds = interleaved({"real": lambda: epoch(real), "synthetic": lambda: epoch(Given([batch] * len(real)))},
-                          rounds=args.rounds, device=setup.device)
-    ratio = statistics.median(s / r for s, r in zip(seconds["synthetic"], seconds["real"]))
-    return {"loader": settings["loader"], "steps": len(real), "real_over_synthetic": ratio,
+    seconds = setup.seconds(real=lambda: epoch(real), synthetic=lambda: epoch(Given([batch] * len(real))))
+    return {"loader": settings["loader"], "steps": len(real),
+            "real_over_synthetic": median_ratio(seconds["synthetic"], seconds["real"]),
             "images_per_second": len(real) * recipe.batch_size / statistics.median(seconds["real"])}
 
 
 def by_batch_size(setup: Setup) -> dict[str, float]:
     """Images/s for each of --sizes."""
-    run = setup.new_run()
-    run.model.train()
-    batches = {str(size): setup.random_batch(size) for size in setup.args.sizes}
-    calls = {size: lambda batch=batch: train_step(run, *batch, lr=1e-4) for size, batch in batches.items()}
-    seconds = interleaved(calls, rounds=setup.args.rounds, device=setup.device)
+    run, batches = setup.new_run(), {str(size): setup.random_batch(size) for size in setup.args.sizes}
+    seconds = setup.seconds(**{size: partial(train_step, run, *batch, lr=1e-4) for size, batch in batches.items()})
     return {size: int(size) / statistics.median(times) for size, times in seconds.items()}
 
 
 def processes(setup: Setup) -> dict[str, Any]:
     """All processes together, each with its share of a batch that grows with them, against the first one alone."""
     torch.set_num_threads(1)
-    together, alone = setup.new_run(), setup.new_run()
-    alone.wrapped = alone.objective
-    images, labels = setup.random_batch(setup.recipe.batch_size)
-    times = {"alone": [], "together": []}
-    for _ in range(setup.args.rounds + 1):
-        for name, run in (("alone", alone), ("together", together)):
-            distributed.barrier()                                # all begin at once
-            began = time.perf_counter()
-            if name == "together" or distributed.is_first():
-                run.model.train()
-                train_step(run, images, labels, lr=1e-4)
-            synchronize(setup.device)
-            times[name].append(time.perf_counter() - began)
-            distributed.barrier()
-    ratios = [a / b for a, b in zip(times["alone"][1:], times["together"][1:])]
-    return {"count": distributed.count(), "efficiency": statistics.median(ratios),
-            "images_per_second": distributed.count() * len(images) / statistics.median(times["together"][1:])}
+    together, alone, batch = setup.new_run(), setup.new_run(), setup.random_batch(setup.recipe.batch_size)
+    alone.wrapped = alone.objective                                 # without DistributedDataParallel
+    seconds = setup.seconds(alone=lambda: distributed.is_first() and train_step(alone, *batch, lr=1e-4),
+                            together=partial(train_step, together, *batch, lr=1e-4))
+    images = distributed.count() * setup.recipe.batch_size
+    return {"count": distributed.count(), "efficiency": median_ratio(seconds["alone"], seconds["together"]),
+            "images_per_second": images / statistics.median(seconds["together"])}
 
 
 PARTS = {"limit": limit, "data": real_over_synthetic, "batch": by_batch_size, "processes": processes}
