@@ -6,6 +6,7 @@ import statistics
 import subprocess
 import sys
 from dataclasses import asdict
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -143,21 +144,21 @@ def test_means_errors_and_paired_differences():
     assert grid_report.paired(scores, {"a": 1, "c": -1}) == []
 
 
-@pytest.mark.parametrize("values, p", [    ([11.706, 13.706], 0.05), ([-1.0, 1.0], 1.0)])
-def test_p_values_against_tables(values, p):
-    """t = 12.706 with one degree of freedom and 2.776 with four are the 5 % points, 4.604 with four the 1 % point."""
-    assert grid_report.p_value(values) == pytest.approx(p, abs=2e-4)
-    for t, expected in ((2.776, 0.05), (4.604, 0.01), (8.610, 0.001)):
-        spread = [-2.0, -1.0, 0.0, 1.0, 2.0]                                    # standard error sqrt(2.5 / 5)
-        moved = [value + t * math.sqrt(0.5) for value in spread]
-        assert grid_report.p_value(moved) == pytest.approx(expected, rel=2e-3)
+@pytest.mark.parametrize("t, values, p", [
+    (12.706, [-1.0, 1.0], 0.05), (0.0, [-1.0, 1.0], 1.0),
+    (2.776, [-2.0, -1.0, 0.0, 1.0, 2.0], 0.05), (4.604, [-2.0, -1.0, 0.0, 1.0, 2.0], 0.01),
+    (8.610, [-2.0, -1.0, 0.0, 1.0, 2.0], 0.001)])
+def test_p_values_against_tables_of_t(t, values, p):
+    """values: their mean is 0; moved by t standard errors, t is what the test sees."""
+    moved = [value + t * statistics.stdev(values) / math.sqrt(len(values)) for value in values]
+    assert grid_report.p_value(moved) == pytest.approx(p, rel=2e-3)
 
 
-def test_verdicts():
-    assert grid_report.verdict([1.0], +1) == "too few seeds"
-    assert grid_report.verdict([1.0, 1.1, 0.9], +1) == "holds"
-    assert grid_report.verdict([1.0, 1.1, 0.9], -1) == "does not hold: the opposite"
-    assert grid_report.verdict([1.0, -1.1, 0.9], +1) == "too small to tell with 3 seeds"
+@pytest.mark.parametrize("values, expected, words", [
+    ([1.0], +1, "too few seeds"), ([1.0, 1.1, 0.9], +1, "holds"), ([1.0, 1.1, 0.9], -1, "does not hold: the opposite"),
+    ([1.0, -1.1, 0.9], +1, "too small to tell with 3 seeds")])
+def test_verdicts(values, expected, words):
+    assert grid_report.verdict(values, expected) == words
     assert grid_report.p_value([0.0, 0.0]) == 1.0 and grid_report.p_value([2.0, 2.0]) == 0.0
 
 
@@ -179,42 +180,40 @@ def test_the_table_of_made_up_runs():
     assert "lape" not in text and "`the command`; vit_nano on a data set, all images, 2 epochs" in text
 
 
-def test_the_figure_shows_every_cell_and_the_mean_correlation(tmp_path, monkeypatch):
+def axes(draw, *arguments):
+    """The axes of the figure that `draw` draws and writes."""
+    with patch.object(grid_figures.plt, "close") as close:
+        draw(*arguments)
+    assert arguments[-1].stat().st_size > 5000
+    return close.call_args.args[0].axes
+
+
+def test_the_figure_shows_every_cell_and_the_mean_correlation(tmp_path):
     runs = [made_up("gap once", 0, 53), made_up("gap mpvg", 0, 55), made_up("gap mpvg", 1, 59)]
-    shown = []
-    monkeypatch.setattr(grid_figures.plt, "close", shown.append)
-    grid_figures.draw(runs, grid.GROUPS, tmp_path / "figure.png")
-    left, middle, right = shown[0].axes
+    left, middle, right = axes(grid_figures.draw, runs, grid.GROUPS, tmp_path / "figure.png")
     assert [label.get_text() for label in left.get_yticklabels()] == ["gap once", "gap mpvg"]
     drawn = {tuple(line.get_xdata()) for line in left.get_lines()}
     assert (53,) in drawn and (55, 59) in drawn and (57.0,) in drawn
     assert (2.0,) in {tuple(line.get_xdata()) for line in middle.get_lines()}           # 55 - 53, the one shared seed
     (line, *_), label = right.containers[0].lines, right.get_legend_handles_labels()[1]
     assert label == ["gap mpvg"] and list(line.get_ydata()) == [-0.5, 0.25] and list(line.get_xdata()) == [1, 2]
-    assert (tmp_path / "figure.png").stat().st_size > 5000
 
 
-def test_the_figure_of_depth(tmp_path, monkeypatch):
+def test_the_figure_of_depth(tmp_path):
     runs = [made_up("gap lape, 4 blocks", 0, 50), made_up("gap lape, 4 blocks", 1, 50), made_up("gap lape", 0, 50)]
     given = [-0.1, -0.2, -0.3, -0.4, None], [-0.3, -0.4, -0.5, -0.6, None], [-0.1] * 12 + [None]
     for run, values in zip(runs, given):
         run["epochs"] = [{"correlation": values}]
-    shown = []
-    monkeypatch.setattr(grid_figures.plt, "close", shown.append)
-    grid_figures.draw_depth(runs, tmp_path / "figure.png")
-    four, twelve, _ = shown[0].axes[0].get_lines()
+    four, twelve, _ = axes(grid_figures.draw_depth, runs, tmp_path / "figure.png")[0].get_lines()
     assert list(four.get_ydata()) == pytest.approx([-0.2, -0.3, -0.4, -0.5]) and list(four.get_xdata()) == [1, 2, 3, 4]
     assert twelve.get_label() == "12 blocks" and len(twelve.get_xdata()) == 12
 
 
-def test_the_development_is_the_mean_over_seeds(tmp_path, monkeypatch):
+def test_the_development_is_the_mean_over_seeds(tmp_path):
     runs = [made_up("gap mpvg", 0, 55), made_up("gap mpvg", 1, 59)]
     runs[0]["epochs"] = [{"correlation": [None, -0.5, 0.2]}, {"correlation": [None, -0.6, 0.4]}]
     runs[1]["epochs"] = [{"correlation": [None, -0.1, 0.4]}, {"correlation": [None, 0.0, 0.8]}]
-    shown = []
-    monkeypatch.setattr(grid_figures.plt, "close", shown.append)
-    grid_figures.draw_development(runs, tmp_path / "figure.png")
-    block_2, last, _ = shown[0].axes[0].get_lines()
+    block_2, last, _ = axes(grid_figures.draw_development, runs, tmp_path / "figure.png")[0].get_lines()
     assert (block_2.get_label(), last.get_label()) == ("block 2", "last norm")
     assert list(block_2.get_ydata()) == pytest.approx([-0.3, -0.3])
     assert list(last.get_ydata()) == pytest.approx([0.3, 0.6])
