@@ -3,7 +3,6 @@ import math
 import os
 import re
 import statistics
-import subprocess
 import sys
 from dataclasses import asdict
 from unittest.mock import patch
@@ -12,6 +11,7 @@ import pytest
 import torch
 from conftest import ROOT
 from equations import randomise
+from runs import in_child
 
 sys.path.insert(0, str(ROOT / "tutorials"))
 import grid  # noqa: E402
@@ -219,15 +219,16 @@ def test_the_development_is_the_mean_over_seeds(tmp_path):
     assert list(last.get_ydata()) == pytest.approx([0.3, 0.6])
 
 
-def command(tmp_path):
-    return [sys.executable, "tutorials/grid.py", "--dataset", "shapes", "--tiny", "--name", "tiny", "--runs", tmp_path,
-            "--results", tmp_path / "results"]
+def main(tmp_path, *flags):
+    command = ["grid.py", "--dataset", "shapes", "--tiny", "--name", "tiny", "--runs", tmp_path,
+               "--results", tmp_path / "results"]
+    with patch.object(sys, "argv", [*map(str, command), *flags]):
+        grid.main()
 
 
 def run_grid(tmp_path, *flags, expect=0):
-    done = subprocess.run(list(map(str, [*command(tmp_path), *flags])), cwd=ROOT, capture_output=True, text=True,
-                          timeout=240)
-    assert done.returncode == expect, done.stdout + done.stderr
+    done = in_child(lambda: main(tmp_path, *flags), timeout=240)
+    assert done.code == expect, done.out + done.err
     return done
 
 
@@ -249,13 +250,13 @@ def test_from_nothing_to_a_table_and_only_once(tmp_path):
         assert delivered == [False] * 5 if run["cell"] == "gap once" else [False, True, True, True, True]
     means = [statistics.mean(run["top1"] for run in runs if run["cell"] == cell) for cell in cells[1:]]
     for mean in means:
-        assert f"| {mean:.2f} ± " in done.stdout
+        assert f"| {mean:.2f} ± " in done.out
     files = {file.name for file in (tmp_path / "results").iterdir()}
     assert files == {f"grid_tiny{end}" for end in (".json", ".md", ".png", "_balance.png", "_maps_mpvg.png")}
     before = (tmp_path / "results" / "grid_tiny.json").read_text()
     again = run_grid(tmp_path, *cells)
-    assert "another --name" in run_grid(tmp_path, *cells, "--seeds", "3", "--lr", "0.002", expect=2).stderr
-    assert "---" in done.stdout.splitlines()[0] and "--- gap" not in again.stdout       # what is finished is skipped
+    assert "another --name" in run_grid(tmp_path, *cells, "--seeds", "3", "--lr", "0.002", expect=2).err
+    assert "---" in done.out.splitlines()[0] and "--- gap" not in again.out       # what is finished is skipped
     assert (tmp_path / "results" / "grid_tiny.json").read_text() == before
 
 
@@ -267,9 +268,8 @@ def test_an_averaged_model_is_measured_too_and_the_parent_asks_for_no_device(tmp
         asked.open("a").write(f"{os.getpid()} ")
         return original(name)
     monkeypatch.setattr(flags, "choose_device", choose_device)
-    monkeypatch.setattr(sys, "argv", [*map(str, command(tmp_path)[1:]), "--cells", "gap mpvg", "--ema", "0.5"])
     monkeypatch.setattr(grid, "draw_maps", lambda *_: None)
-    grid.main()
+    main(tmp_path, "--cells", "gap mpvg", "--ema", "0.5")
     assert len(set(asked.read_text().split()) - {str(os.getpid())}) == 3        # one that prepares, and two runs
     assert str(os.getpid()) not in asked.read_text().split()
     runs = json.loads((tmp_path / "results" / "grid_tiny.json").read_text())
@@ -282,8 +282,8 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(tmp_path):
     broken.mkdir(parents=True)
     (broken / "config.json").write_text("{")
     done = run_grid(tmp_path, "--cells", "gap once", expect=2)
-    assert "config.json is missing or damaged" in done.stderr
-    assert done.stderr.splitlines()[-1].startswith("error: these runs did not end well, see above: gap once, seed 0.")
+    assert "config.json is missing or damaged" in done.err
+    assert done.err.splitlines()[-1].startswith("error: these runs did not end well, see above: gap once, seed 0.")
     assert [run["seed"] for run in json.loads((tmp_path / "results" / "grid_tiny.json").read_text())] == [1]
 
 
@@ -291,10 +291,9 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(tmp_path):
     (["--gap"], "the grid chooses pool itself, got gap"), (["--cells", "gap nothing"], "invalid choice"),
     (["--seed", "4"], "the grid chooses seed itself, got 4"), (["--seeds", "0"], "must be at least 1"),
     (["--table"], "holds no run yet: leave out --table")])
-def test_wrong_flags(tmp_path, flags, message, monkeypatch):
-    monkeypatch.setattr(sys, "argv", [*map(str, command(tmp_path)[1:]), *flags])
+def test_wrong_flags(tmp_path, flags, message):
     with pytest.raises(UserError, match=re.escape(message)):
-        grid.main()
+        main(tmp_path, *flags)
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "results").glob("grid_*.json")), ids=lambda file: file.stem)
