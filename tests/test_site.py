@@ -5,11 +5,9 @@ system has. What is not there is skipped.
 """
 import ast
 import html
-import importlib
 import posixpath
 import re
 import shutil
-import types
 
 import pytest
 from conftest import ROOT
@@ -54,10 +52,14 @@ def letters(text):
     return "".join(re.findall(r"\w", text))
 
 
+def plain(page):
+    return html.unescape(re.sub("<[^>]+>", "", page))
+
+
 def code(page):
     """The lines of the file that a page of code shows."""
-    lines = html.unescape(re.sub("<[^>]+>", "", page.split('<pre class="file">')[1].split("</pre>")[0]))
-    return "".join(line[5:] for line in lines.splitlines(keepends=True))
+    lines = plain(page.split('<pre class="file">')[1].split("</pre>")[0]).splitlines(keepends=True)
+    return "".join(line[5:] for line in lines)
 
 
 def prose(text):
@@ -78,11 +80,9 @@ def named(text):
     known = defined()
     names = {code.split("(")[0] for code in re.findall(r"`([^`\n]+)`", prose(text))}
     places = {(*known[name.split(".")[0]], name) for name in names if len(known.get(name.split(".")[0], ())) == 1}
-    imported = set()
-    for module, names in re.findall(r"^from (mpvg_minimal\S*) import (.*)$", text, re.MULTILINE):
-        things = [getattr(importlib.import_module(module), name, None) for name in names.split(", ")]
-        imported |= {(thing.__module__.replace(".", "/") + ".py", thing.__name__)
-                     for thing in things if isinstance(thing, type | types.FunctionType)}
+    imports = re.findall(r"^from (mpvg_minimal\S*) import (.*)$", text, re.MULTILINE)
+    imported = {(file, name) for module, names in imports for name in names.split(", ")
+                for file in known.get(name, ()) if file.startswith(module.replace(".", "/"))}
     return {*LABEL.findall(text)} | places, imported
 
 
@@ -93,7 +93,7 @@ def complaints(text, page, pages):
     wrong += [f"no tab of {file}" for file, _ in imported if f"{file}.html" not in leads]
     for file, symbol in places | imported:
         line = re.search(rf'id="{symbol}">(.*)', pages.get(f"{file}.html", ""))
-        if not line or not re.search(rf"(def|class) {symbol.split('.')[-1]}\b|@", re.sub("<[^>]+>", "", line[1])):
+        if not line or not re.search(rf"(def|class) {symbol.split('.')[-1]}\b|@", plain(line[1])):
             wrong.append(f"no anchor of {symbol}")
     return wrong
 
@@ -145,7 +145,7 @@ def test_a_method_file_stands_whole_beside_its_prose(built, path):
     source, page = (ROOT / path).read_text(), built[1][path.replace(".py", ".html")]
     assert code(built[1][f"{path}.html"]) == source
     assert f'<nav id="{path}"><a href="#{path}"' in built[1][f"{path}.html"], "a link to itself"
-    shown = letters(html.unescape(re.sub("<[^>]+>", "", article(page))))
+    shown = letters(plain(article(page)))
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node):
             name = path if isinstance(node, ast.Module) else node.name
@@ -169,7 +169,7 @@ def test_a_file_that_moves_is_found_in_its_new_place(tmp_path, monkeypatch):
     assert links(article(page)) == [f"{place}#Moved.here", f"{place}#Moved.here", f"{place}#{place[3:-5]}"]
     assert [link for link in links(page) if link.endswith(".py.html")] == [place, "../mpvg_minimal/fold.py.html"]
     shown = (tmp_path / "site" / place[3:]).read_text()
-    assert re.sub("<[^>]+>", "", shown.split('id="Moved.here">')[1]).startswith("   2     @property\n   3     def here")
+    assert plain(shown.split('id="Moved.here">')[1]).startswith("   2     @property\n   3     def here")
 
 
 # In a browser: what a reader does.
