@@ -26,6 +26,7 @@ sys.path.append(str(ASSIGNMENTS / "instructor"))
 import check  # noqa: E402
 import grade  # noqa: E402
 import handout  # noqa: E402
+from check import SOLUTIONS  # noqa: E402
 from mutants import MUTANTS  # noqa: E402
 
 NAMES = ["a1_patchify", "a2_equivariance_and_pe", "a3_lape_delivery", "a4_mpvg", "a5_counterbalance", "a6_folding"]
@@ -34,7 +35,7 @@ each = pytest.mark.parametrize("assignment", NAMES)
 
 def test_these_are_the_assignments():
     assert grade.assignments() == NAMES
-    assert sorted(path.name for path in (ASSIGNMENTS / "instructor" / "solutions").iterdir()) == NAMES
+    assert sorted(path.name for path in SOLUTIONS.iterdir()) == NAMES
     assert {mutant.file for mutant in MUTANTS} == {f"{name}/{grade.named_file(name)}" for name in NAMES}
 
 
@@ -70,7 +71,7 @@ def test_the_check_complains(mutants, complaint, monkeypatch):
 
 
 def test_the_check_finds_a_false_alarm_a_wrong_solution_and_a_written_stub(monkeypatch, tmp_path):
-    solution = (check.SOLUTIONS / "a4_mpvg" / "last_norm.py").read_text()
+    solution = (SOLUTIONS / "a4_mpvg" / "last_norm.py").read_text()
     styles, solutions, stubs = (tmp_path / name / "a4_mpvg" for name in ("styles", "solutions", "stubs"))
     shutil.copytree(ASSIGNMENTS, stubs.parent)
     for folder, file, text in ((styles, "strange.py", solution.replace('if how == "gap"', 'if how == "mean"')),
@@ -117,7 +118,7 @@ def test_a_stub_is_its_solution_without_the_answers(assignment):
         return [f"{node.name} {ast.unparse(getattr(node, 'args', ast.Pass()))} {ast.get_docstring(node)}"
                 for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.ClassDef | ast.FunctionDef)]
     file = f"{assignment}/{grade.named_file(assignment)}"
-    assert outline(ASSIGNMENTS / file) == outline(ASSIGNMENTS / "instructor" / "solutions" / file)
+    assert outline(ASSIGNMENTS / file) == outline(SOLUTIONS / file)
 
 
 # The capstone
@@ -188,17 +189,14 @@ def text_without_spaces(text: str) -> str:
     return re.sub(r"\s+", "", text)
 
 
-def answers() -> dict[str, str]:
-    """Every line of a solution that its stub does not have, without spaces and comment -> the file."""
-    lines = {}
+def answers() -> set[str]:
+    """Every line of a solution that its stub does not have, without spaces and comment."""
+    lines = set()
     for name in NAMES:
-        file = f"{name}/{grade.named_file(name)}"
-        stub = (ASSIGNMENTS / file).read_text()
-        for line in (ASSIGNMENTS / "instructor" / "solutions" / file).read_text().splitlines():
-            line = line.split("  #")[0].strip()
-            if line not in stub and len(text_without_spaces(line)) >= 15:
-                lines[text_without_spaces(line)] = file
-    return lines
+        stub, solution = ((folder / name / grade.named_file(name)).read_text() for folder in (ASSIGNMENTS, SOLUTIONS))
+        lines |= {text_without_spaces(line.split("  #")[0]) for line in solution.splitlines()
+                  if line.split("  #")[0].strip() not in stub}
+    return {line for line in lines if len(line) >= 15}
 
 
 def test_the_archive_holds_no_answer(archive):
@@ -223,7 +221,7 @@ def shell(*command: str | Path, cwd: Path) -> subprocess.CompletedProcess:
 
 
 def test_solutions_get_full_marks_in_the_archive(archive, tmp_path):
-    done = shell("tutorials/assignments/grade.py", "--impl", ASSIGNMENTS / "instructor" / "solutions", "--results",
+    done = shell("tutorials/assignments/grade.py", "--impl", SOLUTIONS, "--results",
                  tmp_path / "results.json", cwd=archive)
     assert done.returncode == 0 and done.stdout.splitlines()[-1] == " 60 of 60   in all", done.stdout + done.stderr
     results = json.loads((tmp_path / "results.json").read_text())
@@ -433,7 +431,7 @@ def test_what_no_answer_needs_is_to_be_looked_at_by_hand(course):
         (course.parent / "submission" / "count.py").write_text(f"{ANSWERS}\n{line}\n")
         found, = grade.look_at(["a0_count"], course.parent / "submission", course)
         assert found.startswith("count.py, line 10 mentions ") and found.endswith(f": {line}")
-    for answers in (ASSIGNMENTS, ASSIGNMENTS / "instructor" / "solutions"):
+    for answers in (ASSIGNMENTS, SOLUTIONS):
         assert grade.look_at(NAMES, answers) == []                          # no false alarm
     for style in check.STYLES.glob("*/*.py"):
         assert not grade.UNUSUAL.search(style.read_text()), style
