@@ -1,8 +1,7 @@
 """The assignments: their tests tell right from wrong, the grader survives what it grades, the archive holds no answer.
 
-The instructor's check runs in this process, where torch is imported already. The grader's own faults are tried on an
-assignment of three functions that needs no torch, so that each of its processes takes a fraction of a second; only the
-archive is graded in full.
+The instructor's check runs in this process, where torch is imported already. The grader's own faults are tried on
+assignments of three functions that need no torch; only the archive is graded in full.
 """
 import ast
 import importlib.util
@@ -18,14 +17,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import ROOT
+from runs import in_child
 
-ROOT = Path(__file__).resolve().parents[1]
 ASSIGNMENTS = ROOT / "tutorials" / "assignments"
 sys.path.append(str(ASSIGNMENTS / "instructor"))
 
 import check  # noqa: E402
 import grade  # noqa: E402
 import handout  # noqa: E402
+from check import SOLUTIONS  # noqa: E402
 from mutants import MUTANTS  # noqa: E402
 
 NAMES = ["a1_patchify", "a2_equivariance_and_pe", "a3_lape_delivery", "a4_mpvg", "a5_counterbalance", "a6_folding"]
@@ -34,7 +35,7 @@ each = pytest.mark.parametrize("assignment", NAMES)
 
 def test_these_are_the_assignments():
     assert grade.assignments() == NAMES
-    assert sorted(path.name for path in (ASSIGNMENTS / "instructor" / "solutions").iterdir()) == NAMES
+    assert sorted(path.name for path in SOLUTIONS.iterdir()) == NAMES
     assert {mutant.file for mutant in MUTANTS} == {f"{name}/{grade.named_file(name)}" for name in NAMES}
 
 
@@ -69,27 +70,23 @@ def test_the_check_complains(mutants, complaint, monkeypatch):
     assert len(wrong) == 1 and complaint in wrong[0]
 
 
-def test_the_check_finds_a_false_alarm(monkeypatch, tmp_path):
-    (tmp_path / "a4_mpvg").mkdir()
-    solution = (check.SOLUTIONS / "a4_mpvg" / "last_norm.py").read_text()
-    (tmp_path / "a4_mpvg" / "strange.py").write_text(solution.replace('if how == "gap"', 'if how == "mean"'))
-    monkeypatch.setattr(check, "STYLES", tmp_path)
-    assert [problem.split(":")[0] for problem in check.check("a4_mpvg")[0]] == [
-        "the right answer strange.py fails test_gap", "the right answer strange.py fails test_classify"]
-
-
-def test_the_check_finds_a_wrong_solution_and_a_written_stub(monkeypatch, tmp_path):
-    solution = ASSIGNMENTS / "instructor" / "solutions" / "a4_mpvg" / "last_norm.py"
-    (tmp_path / "a4_mpvg").mkdir()
-    (tmp_path / "a4_mpvg" / "last_norm.py").write_text(solution.read_text().replace("y.mean(dim=1)", "y.mean(dim=0)"))
+def test_the_check_finds_a_false_alarm_a_wrong_solution_and_a_written_stub(monkeypatch, tmp_path):
+    solution = (SOLUTIONS / "a4_mpvg" / "last_norm.py").read_text()
+    styles, solutions, stubs = (tmp_path / name / "a4_mpvg" for name in ("styles", "solutions", "stubs"))
+    shutil.copytree(ASSIGNMENTS, stubs.parent)
+    for folder, file, text in ((styles, "strange.py", solution.replace('if how == "gap"', 'if how == "mean"')),
+                               (solutions, "last_norm.py", solution.replace("y.mean(dim=1)", "y.mean(dim=0)")),
+                               (stubs, "last_norm.py", solution)):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / file).write_text(text)
+    monkeypatch.setattr(check, "STYLES", styles.parent)
     with monkeypatch.context() as patch:
-        patch.setattr(check, "SOLUTIONS", tmp_path)
+        patch.setattr(check, "SOLUTIONS", solutions.parent)
         patch.setattr(check, "MUTANTS", [])
-        assert [problem.split(":")[0] for problem in check.check("a4_mpvg")[0][:2]] == [
-            "the solution fails test_gap", "the solution fails test_classify"]
-    shutil.copytree(ASSIGNMENTS, tmp_path / "assignments")
-    shutil.copy(solution, tmp_path / "assignments" / "a4_mpvg")
-    monkeypatch.setattr(check, "ASSIGNMENTS", tmp_path / "assignments")
+        assert [problem.split(":")[0] for problem in check.check("a4_mpvg")[0][:4]] == [
+            f"{answer} fails {test}" for answer in ("the solution", "the right answer strange.py")
+            for test in ("test_gap", "test_classify")]
+    monkeypatch.setattr(check, "ASSIGNMENTS", stubs.parent)
     assert len(check.written("a4_mpvg")) == 7 and not check.written("a5_counterbalance")
     monkeypatch.setattr(sys, "argv", ["handout.py", str(tmp_path / "out.zip")])
     with pytest.raises(SystemExit, match="2"):
@@ -121,7 +118,7 @@ def test_a_stub_is_its_solution_without_the_answers(assignment):
         return [f"{node.name} {ast.unparse(getattr(node, 'args', ast.Pass()))} {ast.get_docstring(node)}"
                 for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.ClassDef | ast.FunctionDef)]
     file = f"{assignment}/{grade.named_file(assignment)}"
-    assert outline(ASSIGNMENTS / file) == outline(ASSIGNMENTS / "instructor" / "solutions" / file)
+    assert outline(ASSIGNMENTS / file) == outline(SOLUTIONS / file)
 
 
 # The capstone
@@ -192,17 +189,14 @@ def text_without_spaces(text: str) -> str:
     return re.sub(r"\s+", "", text)
 
 
-def answers() -> dict[str, str]:
-    """Every line of a solution that its stub does not have, without spaces and comment -> the file."""
-    lines = {}
+def answers() -> set[str]:
+    """Every line of a solution that its stub does not have, without spaces and comment."""
+    lines = set()
     for name in NAMES:
-        file = f"{name}/{grade.named_file(name)}"
-        stub = (ASSIGNMENTS / file).read_text()
-        for line in (ASSIGNMENTS / "instructor" / "solutions" / file).read_text().splitlines():
-            line = line.split("  #")[0].strip()
-            if line not in stub and len(text_without_spaces(line)) >= 15:
-                lines[text_without_spaces(line)] = file
-    return lines
+        stub, solution = ((folder / name / grade.named_file(name)).read_text() for folder in (ASSIGNMENTS, SOLUTIONS))
+        lines |= {text_without_spaces(line.split("  #")[0]) for line in solution.splitlines()
+                  if line.split("  #")[0].strip() not in stub}
+    return {line for line in lines if len(line) >= 15}
 
 
 def test_the_archive_holds_no_answer(archive):
@@ -227,7 +221,7 @@ def shell(*command: str | Path, cwd: Path) -> subprocess.CompletedProcess:
 
 
 def test_solutions_get_full_marks_in_the_archive(archive, tmp_path):
-    done = shell("tutorials/assignments/grade.py", "--impl", ASSIGNMENTS / "instructor" / "solutions", "--results",
+    done = shell("tutorials/assignments/grade.py", "--impl", SOLUTIONS, "--results",
                  tmp_path / "results.json", cwd=archive)
     assert done.returncode == 0 and done.stdout.splitlines()[-1] == " 60 of 60   in all", done.stdout + done.stderr
     results = json.loads((tmp_path / "results.json").read_text())
@@ -235,32 +229,19 @@ def test_solutions_get_full_marks_in_the_archive(archive, tmp_path):
     assert all(test["status"] == "passed" and test["output"] == "" for test in results["tests"])
 
 
-def pytest_in_a_fork(*arguments: str, cwd: Path, said: Path) -> int:
-    """pytest's exit code; said: what it prints. A fork has torch already, but can do no backward()."""
-    child = os.fork()
-    if child == 0:
-        code = 99
-        try:
-            os.chdir(cwd)
-            for name in ("conftest", "expect", "student"):
-                sys.modules.pop(name, None)
-            sys.stdout = sys.stderr = said.open("w")
-            code = int(pytest.main(["-p", "no:cacheprovider", *arguments]))
-            sys.stdout.flush()
-        finally:
-            os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
-def test_a_student_starts_with_0_points_and_no_crash(tmp_path):
+def test_a_student_starts_with_0_points_and_no_crash():
     """In the repository, by the path; that a run without a path leaves the stubs out is shown in test_tutorials.py."""
-    assert pytest_in_a_fork("tutorials/assignments", cwd=ROOT, said=tmp_path / "said") == 1
-    said = (tmp_path / "said").read_text()
-    assert "Traceback" not in said
+    def start():
+        for name in ("conftest", "expect", "student"):
+            sys.modules.pop(name, None)
+        sys.exit(int(pytest.main(["-p", "no:cacheprovider", f"--rootdir={ROOT}", str(ASSIGNMENTS)])))
+
+    done = in_child(start)
+    assert done.code == 1 and "Traceback" not in done.out
     tests = {name: grade.tests_of(name) for name in NAMES}
-    assert re.findall(r"^not written yet: (part \d): ", said, re.MULTILINE) == [
+    assert re.findall(r"^not written yet: (part \d): ", done.out, re.MULTILINE) == [
         entry["what"][:6] for name in NAMES for entry in tests[name].values()]
-    tables = re.split(r"points of (a\d_\w+)", said)[1:]
+    tables = re.split(r"points of (a\d_\w+)", done.out)[1:]
     assert tables[::2] == NAMES
     for name, table in zip(NAMES, tables[1::2]):
         rows = table.splitlines()[1:len(tests[name]) + 2]
@@ -270,42 +251,32 @@ def test_a_student_starts_with_0_points_and_no_crash(tmp_path):
 
 # The grader
 
-TESTS = '''
-import pytest
-from student import equal
+NUMBERS = {"one": (1, 1), "two": (2, 2), "three": (3, 4)}             # what a function returns, and its test's points
+TESTS = "import pytest\nfrom student import equal\n" + "".join(f'''
+@pytest.mark.points({points})
+def test_{name}(student):
+    """part {number}: {name}"""
+    equal(student.{name}(), {number}, "{name}()", "count")
+''' for name, (number, points) in NUMBERS.items())
+ANSWERS = "\n".join(f"def {name}():\n    return {number}\n" for name, (number, _) in NUMBERS.items())
 
 
-@pytest.mark.points(1)
-def test_one(student):
-    """part 1: one"""
-    equal(student.one(), 1, "one()", "count")
-
-
-@pytest.mark.points(2)
-def test_two(student):
-    """part 2: two"""
-    equal(student.two(), 2, "two()", "count")
-
-
-@pytest.mark.points(4)
-def test_three(student):
-    """part 3: three"""
-    equal(student.three(), 3, "three()", "count")
-'''
-ANSWERS = "def one():\n    return 1\n\ndef two():\n    return 2\n\ndef three():\n    return 3\n"
-
-
-@pytest.fixture
-def course(tmp_path):
-    """A folder of assignments with one in it, that needs no torch; its submissions are in tmp_path/submission."""
-    (tmp_path / "course" / "a0_count").mkdir(parents=True)
+def make_course(tmp_path, files=("count",)):
+    """A folder with an assignment for each file, that needs no torch; their submissions go to tmp_path/submission."""
+    (tmp_path / "course").mkdir()
     (tmp_path / "submission").mkdir()
     for name in ("conftest.py", "grade.py", "student.py"):
         shutil.copy(ASSIGNMENTS / name, tmp_path / "course")
     (tmp_path / "course" / "expect.py").write_text("# what measures is not needed here, and would import torch\n")
-    (tmp_path / "course" / "a0_count" / "test_count.py").write_text(TESTS)
-    (tmp_path / "course" / "a0_count" / "count.py").write_text(ANSWERS)
+    for name in files:
+        (tmp_path / "course" / f"a0_{name}").mkdir()
+        (tmp_path / "course" / f"a0_{name}" / f"test_{name}.py").write_text(TESTS)
     return tmp_path / "course"
+
+
+@pytest.fixture
+def course(tmp_path):
+    return make_course(tmp_path)
 
 
 def graded(course: Path, submission: str | None, timeout: float = 60) -> tuple[list[int], list[str]]:
@@ -313,7 +284,10 @@ def graded(course: Path, submission: str | None, timeout: float = 60) -> tuple[l
     impl = course.parent / "submission"
     if submission is not None:
         (impl / "count.py").write_text(submission)
-    results = list(grade.grade(["a0_count"], impl, timeout=timeout, folder=course).values())
+    return points_and_words(grade.grade(["a0_count"], impl, timeout=timeout, folder=course).values())
+
+
+def points_and_words(results) -> tuple[list[int], list[str]]:
     return [entry["points"] * entry["passed"] for entry in results], [entry["output"] for entry in results]
 
 
@@ -325,9 +299,9 @@ def two(body: str) -> str:
 SUBMISSIONS = {                                     # name: (the file, points, what is said of test_two)
     "right": (ANSWERS, [1, 2, 4], ""),
     "wrong": (two("return 3"), [1, 0, 4], "got       two(): 3\nexpected  2\nhint      count"),
-    "error": (two("return 1 / 0"), [1, 0, 4], "Error: division by zero\n          count.py, line 5: return 1 / 0"),
+    "error": (two("return 1 / 0"), [1, 0, 4], "Error: division by zero\n          FILE.py, line 5: return 1 / 0"),
     "not written": (two("raise NotImplementedError('part 2: two')"), [1, 0, 4], "not written yet: part 2: two"),
-    "renamed": (ANSWERS.replace("two", "zwei"), [1, 0, 4], "no two in count.py"),
+    "renamed": (ANSWERS.replace("two", "zwei"), [1, 0, 4], "no two in FILE.py"),
     "sys.exit": (two("import sys; sys.exit(0)"), [1, 0, 4], "SystemExit: 0"),
     "os._exit": (two("import os; os._exit(0)"), [1, 0, 4], "the process ended by itself, exit code 0"),
     "crash": (two("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)"), [1, 0, 4], "exit code -11"),
@@ -337,15 +311,15 @@ SUBMISSIONS = {                                     # name: (the file, points, w
     "pytest.skip": (two("import pytest; pytest.skip('too hard')"), [1, 0, 4], "too hard"),
     "pytest.xfail": (two("import pytest; pytest.xfail('too hard')"), [1, 0, 4], "too hard"),
     "says it passed": (two("print('= 3 passed =' * 10 ** 6)"), [1, 0, 4], "two(): None"),
-    "prints on and on": (two("while True: print('no end ' * 1000)"), [1, 0, 4], "without end\n          count.py, l"),
+    "prints on and on": (two("while True: print('no end ' * 1000)"), [1, 0, 4], "without end\n          FILE.py, l"),
     "prints at once": ("while True: print('no end ' * 1000)\n", [0, 0, 0], "prints, or writes to a file, without end"),
     "recursion": (two("return two()"), [1, 0, 4], "RecursionError"),
     "replaces pytest.fail": ("import pytest\npytest.fail = print\n" + two("return 3"), [1, 0, 4], "two(): 3"),
     "replaces the comparison": ("import student\nstudent.equal = student.fail = print\n" + two("return 3"), [1, 0, 4],
                                 "two(): 3"),
-    "no file": (None, [0, 0, 0], "got       no count.py in /"),
-    "syntax": (ANSWERS.replace("one()", "one("), [0, 0, 0], "count.py does not import: SyntaxError"),
-    "no text": ("\0" + ANSWERS, [0, 0, 0], "count.py does not import: SyntaxError"),
+    "no file": (None, [0, 0, 0], "got       no FILE.py in /"),
+    "syntax": (ANSWERS.replace("one()", "one("), [0, 0, 0], "FILE.py does not import: SyntaxError"),
+    "no text": ("\0" + ANSWERS, [0, 0, 0], "FILE.py does not import: SyntaxError"),
     "import": ("import no_such_module\n" + ANSWERS, [0, 0, 0], "does not import: ModuleNotFoundError"),
     "sys.exit at once": ("import sys\nsys.exit()\n" + ANSWERS, [0, 0, 0], "does not import: SystemExit"),
     "os._exit at once": ("import os\nos._exit(0)\n" + ANSWERS, [0, 0, 0], "exit code 0, while your file was loaded"),
@@ -353,12 +327,26 @@ SUBMISSIONS = {                                     # name: (the file, points, w
 }
 
 
+@pytest.fixture(scope="module")
+def all_graded(tmp_path_factory):
+    """The results of all submissions, graded at once: none of them may touch those of another."""
+    files = {name: f"case{number:02}" for number, name in enumerate(SUBMISSIONS)}
+    course = make_course(tmp_path_factory.mktemp("all"), files.values())
+    for name, (text, *_) in SUBMISSIONS.items():
+        if text is not None:
+            (course.parent / "submission" / f"{files[name]}.py").write_text(text)
+    assignments = [f"a0_{file}" for file in files.values()]
+    results = grade.grade(assignments, course.parent / "submission", timeout=60, folder=course)
+    return {name: (file, *points_and_words([results[test] for test in results if test.startswith(f"a0_{file}/")]))
+            for name, file in files.items()}
+
+
 @pytest.mark.parametrize("name", SUBMISSIONS)
-def test_whatever_a_submission_does_the_other_tests_count(course, name):
-    submission, points, said = SUBMISSIONS[name]
-    got, outputs = graded(course, submission)
+def test_whatever_a_submission_does_the_other_tests_count(all_graded, name):
+    _, points, said = SUBMISSIONS[name]
+    file, got, outputs = all_graded[name]
     assert got == points, outputs
-    assert said in outputs[1]
+    assert said.replace("FILE", file) in outputs[1]
     assert all(output for output, score in zip(outputs, got) if not score)
 
 
@@ -443,7 +431,7 @@ def test_what_no_answer_needs_is_to_be_looked_at_by_hand(course):
         (course.parent / "submission" / "count.py").write_text(f"{ANSWERS}\n{line}\n")
         found, = grade.look_at(["a0_count"], course.parent / "submission", course)
         assert found.startswith("count.py, line 10 mentions ") and found.endswith(f": {line}")
-    for answers in (ASSIGNMENTS, ASSIGNMENTS / "instructor" / "solutions"):
+    for answers in (ASSIGNMENTS, SOLUTIONS):
         assert grade.look_at(NAMES, answers) == []                          # no false alarm
     for style in check.STYLES.glob("*/*.py"):
         assert not grade.UNUSUAL.search(style.read_text()), style

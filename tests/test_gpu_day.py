@@ -1,12 +1,12 @@
 """The command for a first day with a GPU, as far as a CPU can show that it works."""
 import json
-import os
-import subprocess
+import re
 import sys
 import time
 
 import pytest
 from conftest import ROOT
+from runs import in_child
 
 sys.path.insert(0, str(ROOT / "tutorials"))
 import gpu_day  # noqa: E402
@@ -15,21 +15,18 @@ import gpu_summary  # noqa: E402
 MACHINE = {"device": "cuda: a card", "torch": "2.x", "commit": "abc"}
 
 
-def tiny(out, *flags):
-    command = [sys.executable, "tutorials/gpu_day.py", "--tiny", "--device", "cpu", "--out", str(out), *flags]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240,
-                          env=os.environ | {"OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stdout + done.stderr
-    for line in done.stdout.splitlines():
-        if line.startswith("- "):
-            assert "ended well" in line, (out / f"{line.split()[1].strip(':')}.txt").read_text()
-    return done.stdout
+def run(out, *flags):
+    def start():
+        sys.argv = ["gpu_day.py", "--out", str(out), *flags]
+        gpu_day.main()
+    return in_child(start, timeout=240, environment={"OMP_NUM_THREADS": "1"})
 
 
 @pytest.mark.parametrize("parts", [["waits", "epochs"], pytest.param(list(gpu_day.COMMANDS), marks=pytest.mark.slow)],
                          ids=["its own", "all"])
 def test_every_part_works_with_tiny_settings_on_a_cpu(tmp_path, parts):
-    said = tiny(tmp_path, "--parts", *parts)
+    done = run(tmp_path, "--tiny", "--device", "cpu", "--parts", *parts)
+    assert done.code == 0, done.out + done.err
     assert json.loads((tmp_path / "waits.json").read_text())["steps"] == 70
     epochs = json.loads((tmp_path / "epochs.json").read_text())
     usual = sorted(epochs["seconds"][1:])
@@ -37,16 +34,15 @@ def test_every_part_works_with_tiny_settings_on_a_cpu(tmp_path, parts):
     assert len(epochs["seconds"]) == 3 and epochs["minutes_of_300"] == pytest.approx(expected, abs=0.02)
     assert epochs["data"] == "synthetic images of CIFAR-10's shape"
     ran = [part for part in parts if gpu_day.COMMANDS[part][2]]
-    assert [line.split(":")[0][2:] for line in said.splitlines() if line.startswith("- ")] == ran
-    assert said.count("| not measured |") == len(gpu_summary.found(tmp_path)) >= 11         # a CPU's numbers are none
-    assert (tmp_path / "summary.md").read_text() in said
+    ended = re.findall(r"^- (.+): (.*)", done.out, re.MULTILINE)
+    assert [part for part, how in ended if how.startswith("ended well")] == ran, ended
+    assert done.out.count("| not measured |") == len(gpu_summary.found(tmp_path)) >= 11     # a CPU's numbers are none
+    assert (tmp_path / "summary.md").read_text() in done.out
 
 
 def test_without_a_gpu_it_measures_nothing(tmp_path):
-    done = subprocess.run([sys.executable, "tutorials/gpu_day.py", "--out", str(tmp_path / "out")], cwd=ROOT,
-                          capture_output=True, text=True, timeout=60)
-    assert done.returncode == 2 and done.stderr.startswith("error: there is no GPU here")
-    assert done.stderr.count("\n") == 1
+    done = run(tmp_path / "out")
+    assert done.code == 2 and done.err.startswith("error: there is no GPU here") and done.err.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
 

@@ -3,14 +3,15 @@ import math
 import os
 import re
 import statistics
-import subprocess
 import sys
 from dataclasses import asdict
+from unittest.mock import patch
 
 import pytest
 import torch
 from conftest import ROOT
 from equations import randomise
+from runs import in_child
 
 sys.path.insert(0, str(ROOT / "tutorials"))
 import grid  # noqa: E402
@@ -143,21 +144,21 @@ def test_means_errors_and_paired_differences():
     assert grid_report.paired(scores, {"a": 1, "c": -1}) == []
 
 
-@pytest.mark.parametrize("values, p", [    ([11.706, 13.706], 0.05), ([-1.0, 1.0], 1.0)])
-def test_p_values_against_tables(values, p):
-    """t = 12.706 with one degree of freedom and 2.776 with four are the 5 % points, 4.604 with four the 1 % point."""
-    assert grid_report.p_value(values) == pytest.approx(p, abs=2e-4)
-    for t, expected in ((2.776, 0.05), (4.604, 0.01), (8.610, 0.001)):
-        spread = [-2.0, -1.0, 0.0, 1.0, 2.0]                                    # standard error sqrt(2.5 / 5)
-        moved = [value + t * math.sqrt(0.5) for value in spread]
-        assert grid_report.p_value(moved) == pytest.approx(expected, rel=2e-3)
+@pytest.mark.parametrize("t, values, p", [
+    (12.706, [-1.0, 1.0], 0.05), (0.0, [-1.0, 1.0], 1.0),
+    (2.776, [-2.0, -1.0, 0.0, 1.0, 2.0], 0.05), (4.604, [-2.0, -1.0, 0.0, 1.0, 2.0], 0.01),
+    (8.610, [-2.0, -1.0, 0.0, 1.0, 2.0], 0.001)])
+def test_p_values_against_tables_of_t(t, values, p):
+    """values: their mean is 0; moved by t standard errors, t is what the test sees."""
+    moved = [value + t * statistics.stdev(values) / math.sqrt(len(values)) for value in values]
+    assert grid_report.p_value(moved) == pytest.approx(p, rel=2e-3)
 
 
-def test_verdicts():
-    assert grid_report.verdict([1.0], +1) == "too few seeds"
-    assert grid_report.verdict([1.0, 1.1, 0.9], +1) == "holds"
-    assert grid_report.verdict([1.0, 1.1, 0.9], -1) == "does not hold: the opposite"
-    assert grid_report.verdict([1.0, -1.1, 0.9], +1) == "too small to tell with 3 seeds"
+@pytest.mark.parametrize("values, expected, words", [
+    ([1.0], +1, "too few seeds"), ([1.0, 1.1, 0.9], +1, "holds"), ([1.0, 1.1, 0.9], -1, "does not hold: the opposite"),
+    ([1.0, -1.1, 0.9], +1, "too small to tell with 3 seeds")])
+def test_verdicts(values, expected, words):
+    assert grid_report.verdict(values, expected) == words
     assert grid_report.p_value([0.0, 0.0]) == 1.0 and grid_report.p_value([2.0, 2.0]) == 0.0
 
 
@@ -179,56 +180,55 @@ def test_the_table_of_made_up_runs():
     assert "lape" not in text and "`the command`; vit_nano on a data set, all images, 2 epochs" in text
 
 
-def test_the_figure_shows_every_cell_and_the_mean_correlation(tmp_path, monkeypatch):
+def axes(draw, *arguments):
+    """The axes of the figure that `draw` draws and writes."""
+    with patch.object(grid_figures.plt, "close") as close:
+        draw(*arguments)
+    assert arguments[-1].stat().st_size > 5000
+    return close.call_args.args[0].axes
+
+
+def test_the_figure_shows_every_cell_and_the_mean_correlation(tmp_path):
     runs = [made_up("gap once", 0, 53), made_up("gap mpvg", 0, 55), made_up("gap mpvg", 1, 59)]
-    shown = []
-    monkeypatch.setattr(grid_figures.plt, "close", shown.append)
-    grid_figures.draw(runs, grid.GROUPS, tmp_path / "figure.png")
-    left, middle, right = shown[0].axes
+    left, middle, right = axes(grid_figures.draw, runs, grid.GROUPS, tmp_path / "figure.png")
     assert [label.get_text() for label in left.get_yticklabels()] == ["gap once", "gap mpvg"]
     drawn = {tuple(line.get_xdata()) for line in left.get_lines()}
     assert (53,) in drawn and (55, 59) in drawn and (57.0,) in drawn
     assert (2.0,) in {tuple(line.get_xdata()) for line in middle.get_lines()}           # 55 - 53, the one shared seed
     (line, *_), label = right.containers[0].lines, right.get_legend_handles_labels()[1]
     assert label == ["gap mpvg"] and list(line.get_ydata()) == [-0.5, 0.25] and list(line.get_xdata()) == [1, 2]
-    assert (tmp_path / "figure.png").stat().st_size > 5000
 
 
-def test_the_figure_of_depth(tmp_path, monkeypatch):
+def test_the_figure_of_depth(tmp_path):
     runs = [made_up("gap lape, 4 blocks", 0, 50), made_up("gap lape, 4 blocks", 1, 50), made_up("gap lape", 0, 50)]
     given = [-0.1, -0.2, -0.3, -0.4, None], [-0.3, -0.4, -0.5, -0.6, None], [-0.1] * 12 + [None]
     for run, values in zip(runs, given):
         run["epochs"] = [{"correlation": values}]
-    shown = []
-    monkeypatch.setattr(grid_figures.plt, "close", shown.append)
-    grid_figures.draw_depth(runs, tmp_path / "figure.png")
-    four, twelve, _ = shown[0].axes[0].get_lines()
+    four, twelve, _ = axes(grid_figures.draw_depth, runs, tmp_path / "figure.png")[0].get_lines()
     assert list(four.get_ydata()) == pytest.approx([-0.2, -0.3, -0.4, -0.5]) and list(four.get_xdata()) == [1, 2, 3, 4]
     assert twelve.get_label() == "12 blocks" and len(twelve.get_xdata()) == 12
 
 
-def test_the_development_is_the_mean_over_seeds(tmp_path, monkeypatch):
+def test_the_development_is_the_mean_over_seeds(tmp_path):
     runs = [made_up("gap mpvg", 0, 55), made_up("gap mpvg", 1, 59)]
     runs[0]["epochs"] = [{"correlation": [None, -0.5, 0.2]}, {"correlation": [None, -0.6, 0.4]}]
     runs[1]["epochs"] = [{"correlation": [None, -0.1, 0.4]}, {"correlation": [None, 0.0, 0.8]}]
-    shown = []
-    monkeypatch.setattr(grid_figures.plt, "close", shown.append)
-    grid_figures.draw_development(runs, tmp_path / "figure.png")
-    block_2, last, _ = shown[0].axes[0].get_lines()
+    block_2, last, _ = axes(grid_figures.draw_development, runs, tmp_path / "figure.png")[0].get_lines()
     assert (block_2.get_label(), last.get_label()) == ("block 2", "last norm")
     assert list(block_2.get_ydata()) == pytest.approx([-0.3, -0.3])
     assert list(last.get_ydata()) == pytest.approx([0.3, 0.6])
 
 
-def command(tmp_path):
-    return [sys.executable, "tutorials/grid.py", "--dataset", "shapes", "--tiny", "--name", "tiny", "--runs", tmp_path,
-            "--results", tmp_path / "results"]
+def main(tmp_path, *flags):
+    command = ["grid.py", "--dataset", "shapes", "--tiny", "--name", "tiny", "--runs", tmp_path,
+               "--results", tmp_path / "results"]
+    with patch.object(sys, "argv", [*map(str, command), *flags]):
+        grid.main()
 
 
 def run_grid(tmp_path, *flags, expect=0):
-    done = subprocess.run(list(map(str, [*command(tmp_path), *flags])), cwd=ROOT, capture_output=True, text=True,
-                          timeout=240)
-    assert done.returncode == expect, done.stdout + done.stderr
+    done = in_child(lambda: main(tmp_path, *flags), timeout=240)
+    assert done.code == expect, done.out + done.err
     return done
 
 
@@ -250,13 +250,13 @@ def test_from_nothing_to_a_table_and_only_once(tmp_path):
         assert delivered == [False] * 5 if run["cell"] == "gap once" else [False, True, True, True, True]
     means = [statistics.mean(run["top1"] for run in runs if run["cell"] == cell) for cell in cells[1:]]
     for mean in means:
-        assert f"| {mean:.2f} ± " in done.stdout
+        assert f"| {mean:.2f} ± " in done.out
     files = {file.name for file in (tmp_path / "results").iterdir()}
     assert files == {f"grid_tiny{end}" for end in (".json", ".md", ".png", "_balance.png", "_maps_mpvg.png")}
     before = (tmp_path / "results" / "grid_tiny.json").read_text()
     again = run_grid(tmp_path, *cells)
-    assert "another --name" in run_grid(tmp_path, *cells, "--seeds", "3", "--lr", "0.002", expect=2).stderr
-    assert "---" in done.stdout.splitlines()[0] and "--- gap" not in again.stdout       # what is finished is skipped
+    assert "another --name" in run_grid(tmp_path, *cells, "--seeds", "3", "--lr", "0.002", expect=2).err
+    assert "---" in done.out.splitlines()[0] and "--- gap" not in again.out       # what is finished is skipped
     assert (tmp_path / "results" / "grid_tiny.json").read_text() == before
 
 
@@ -268,9 +268,8 @@ def test_an_averaged_model_is_measured_too_and_the_parent_asks_for_no_device(tmp
         asked.open("a").write(f"{os.getpid()} ")
         return original(name)
     monkeypatch.setattr(flags, "choose_device", choose_device)
-    monkeypatch.setattr(sys, "argv", [*map(str, command(tmp_path)[1:]), "--cells", "gap mpvg", "--ema", "0.5"])
     monkeypatch.setattr(grid, "draw_maps", lambda *_: None)
-    grid.main()
+    main(tmp_path, "--cells", "gap mpvg", "--ema", "0.5")
     assert len(set(asked.read_text().split()) - {str(os.getpid())}) == 3        # one that prepares, and two runs
     assert str(os.getpid()) not in asked.read_text().split()
     runs = json.loads((tmp_path / "results" / "grid_tiny.json").read_text())
@@ -283,8 +282,8 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(tmp_path):
     broken.mkdir(parents=True)
     (broken / "config.json").write_text("{")
     done = run_grid(tmp_path, "--cells", "gap once", expect=2)
-    assert "config.json is missing or damaged" in done.stderr
-    assert done.stderr.splitlines()[-1].startswith("error: these runs did not end well, see above: gap once, seed 0.")
+    assert "config.json is missing or damaged" in done.err
+    assert done.err.splitlines()[-1].startswith("error: these runs did not end well, see above: gap once, seed 0.")
     assert [run["seed"] for run in json.loads((tmp_path / "results" / "grid_tiny.json").read_text())] == [1]
 
 
@@ -292,10 +291,9 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(tmp_path):
     (["--gap"], "the grid chooses pool itself, got gap"), (["--cells", "gap nothing"], "invalid choice"),
     (["--seed", "4"], "the grid chooses seed itself, got 4"), (["--seeds", "0"], "must be at least 1"),
     (["--table"], "holds no run yet: leave out --table")])
-def test_wrong_flags(tmp_path, flags, message, monkeypatch):
-    monkeypatch.setattr(sys, "argv", [*map(str, command(tmp_path)[1:]), *flags])
+def test_wrong_flags(tmp_path, flags, message):
     with pytest.raises(UserError, match=re.escape(message)):
-        grid.main()
+        main(tmp_path, *flags)
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "results").glob("grid_*.json")), ids=lambda file: file.stem)

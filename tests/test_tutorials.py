@@ -105,32 +105,8 @@ pytest tests/test_block.py && python -m mpvg_minimal.tools.plots runs/NAME
 
 ## Questions
 
-1. Why?
-
-<details><summary>Answer</summary>
-
-So.
-
-</details>
-
-2. Why?
-
-<details><summary>Answer</summary>
-
-So.
-
-</details>
-
-3. Why?
-
-<details><summary>Answer</summary>
-
-So.
-
-</details>
-
-Next: [Elsewhere](09_elsewhere.md)
-'''
+''' + "".join(f"{number}. Why?\n\n<details><summary>Answer</summary>\n\nSo.\n\n</details>\n\n" for number in (1, 2, 3)
+            ) + "Next: [Elsewhere](09_elsewhere.md)\n"
 BAD = [
     ("languages", "```python", "```pycon", "language 'pycon'"),
     ("languages", "1e-12\n```", "1e-12", "not closed"),
@@ -251,11 +227,15 @@ def test_what_counts_as_the_same_output(shown, printed, same):
 
 # What executes the tutorials.
 
-def execute(text):
+def document_of(text):
     document = Document(text, "page.md")
-    for parser in (find_fences, find_values):
-        for region in parser(document):
-            document.add(region)
+    for region in (*find_fences(document), *find_values(document)):
+        document.add(region)
+    return document
+
+
+def execute(text):
+    document = document_of(text)
     for example in document.examples():
         example.evaluate()
     return document.namespace
@@ -296,13 +276,7 @@ def test_a_false_page_fails(text, error):
 
 
 def test_an_error_is_raised_and_what_comes_after_it_is_skipped():
-    with pytest.raises(ZeroDivisionError):
-        execute("```python\n1 / 0\n```\n")
-    document = Document("```python\n1 / 0\n```\n\n5<!-- = 5 -->\n\n```python\n```\n", "page.md")
-    for parser in (find_fences, find_values):
-        for region in parser(document):
-            document.add(region)
-    first, *rest = document.examples()
+    first, *rest = document_of("```python\n1 / 0\n```\n\n5<!-- = 5 -->\n\n```python\n```\n").examples()
     with pytest.raises(ZeroDivisionError):
         first.evaluate()
     for example in rest:

@@ -76,6 +76,9 @@ class Page(NamedTuple):
         """The text with its fences blanked out, line for line."""
         return FENCE.sub(lambda fence: "\n" * fence.group().count("\n"), self.text)
 
+    def fences(self, *languages: str) -> list[Fence]:
+        return [fence for fence in fences(self.text) if fence.language in (languages or LANGUAGES)]
+
 
 def fences(text: str) -> list[Fence]:
     return [Fence(f[1].strip(), f[2], text.count("\n", 0, f.start()) + 1, f.start(), f.end())
@@ -136,8 +139,8 @@ def languages(page: Page) -> list[str]:
     """Only the four kinds of fences, closed and at the beginning of the line."""
     wrong = [f"line {fence.line}: a fence of language {fence.language!r}, expected one of {', '.join(LANGUAGES)}"
              for fence in fences(page.text) if fence.language not in LANGUAGES]
-    wrong += [f"line {fence.line}: a fence that is not closed" for fence in fences(page.text)
-              if re.search(r"^```", fence.source, re.MULTILINE)]
+    wrong += [f"line {fence.line}: a fence that is not closed"
+              for fence in page.fences() if "\n```" in f"\n{fence.source}"]
     return wrong + [f"line {number}: a fence that is indented, not closed or made of ~~~"
                     for number, line in enumerate(page.prose.split("\n"), start=1)
                     if re.match(r"\s*(>\s*)*(```|~~~)", line)]
@@ -147,7 +150,7 @@ def shown_output(page: Page) -> list[str]:
     """A text fence stands directly after the python fence that prints it."""
     paired = {shown for _, shown in python_fences(page.text)}
     return [f"line {fence.line}: a text fence with no python fence directly before it"
-            for fence in fences(page.text) if fence.language == "text" and fence not in paired]
+            for fence in page.fences("text") if fence not in paired]
 
 
 def sourced_numbers(page: Page) -> list[str]:
@@ -175,9 +178,7 @@ def comments(page: Page) -> list[str]:
 def quotes(page: Page) -> list[str]:
     """Quoted source: labelled, at most 15 lines, verbatim from that symbol of that file."""
     wrong = []
-    for fence in fences(page.text):
-        if fence.language != "py":
-            continue
+    for fence in page.fences("py"):
         label = QUOTE_LABEL.match(page.text[:fence.start].rstrip("\n").rsplit("\n", 1)[-1])
         quoted = textwrap.dedent(fence.source).rstrip("\n").split("\n")
         if len(quoted) > QUOTED_LINES:
@@ -224,23 +225,16 @@ def package_names() -> frozenset[str]:
 
 def nothing_redefined(page: Page) -> list[str]:
     """The tutorials import the package's functions and classes and never write their own of that name."""
-    wrong = []
-    for fence, _ in python_fences(page.text):
-        for node in ast.walk(ast.parse(fence.source)):
-            if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name in package_names():
-                wrong.append(f"line {fence.line + node.lineno}: {node.name} is the package's: import it")
-    return wrong
+    return [f"line {fence.line + node.lineno}: {node.name} is the package's: import it"
+            for fence in page.fences("python") for node in ast.walk(ast.parse(fence.source))
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name in package_names()]
 
 
 def commands(page: Page) -> list[str]:
     """Every command in a bash fence that runs Python names a script or module that exists, and flags that it has."""
-    wrong = []
-    for fence in fences(page.text):
-        if fence.language == "bash":
-            lines = fence.source.replace("\\\n", " ").split("\n")
-            wrong += [f"line {fence.line}: {problem}" for line in lines for part in re.split(r"&&|\|\||;|\|", line)
-                      for problem in command(shlex.split(part, comments=True))]
-    return wrong
+    return [f"line {fence.line}: {problem}" for fence in page.fences("bash")
+            for part in re.split(r"\n|&&|\|\||;|\|", fence.source.replace("\\\n", " "))
+            for problem in command(shlex.split(part, comments=True))]
 
 
 def command(words: list[str]) -> list[str]:
@@ -321,7 +315,7 @@ def headings(text: str) -> set[str]:
 
 def written_figures(page: Page) -> list[str]:
     """A tutorial's .png is small and is written by one of the tutorial's own python fences."""
-    code = "".join(fence.source for fence, _ in python_fences(page.text))
+    code = "".join(fence.source for fence in page.fences("python"))
     wrong = []
     for image, _, target in LINK.findall(page.prose):
         path = page.path.parent / target
@@ -353,7 +347,7 @@ def opening(page: Page) -> list[str]:
 
 def tolerances(page: Page) -> list[str]:
     """A tolerance must leave something to check: at most half of its number; "≤" is for rounding errors alone."""
-    stated = [(fence.line, m[2], m[3], m[6]) for fence in fences(page.text) if fence.language == "text"
+    stated = [(fence.line, m[2], m[3], m[6]) for fence in page.fences("text")
               for m in SHOWN_NUMBER.finditer(fence.source)]
     for value in values(page.text):
         number = re.search(rf"({FLOAT})\D*$", value.before)
@@ -367,14 +361,13 @@ def tolerances(page: Page) -> list[str]:
 def verdicts(page: Page) -> list[str]:
     """What is measured is printed as a number. "above 90 %: True" hides it; what must hold exactly is an assert."""
     return [f"line {fence.line}: prints {found[0].strip()!r}: print the number, or assert"
-            for fence in fences(page.text) if fence.language == "text"
-            for found in re.finditer(r"^.*: +(True|False)\b", fence.source, re.MULTILINE)]
+            for fence in page.fences("text") for found in re.finditer(r"^.*: +(True|False)\b", fence.source, re.M)]
 
 
 def folded_plumbing(page: Page) -> list[str]:
     """Code that draws a figure is folded away: it teaches nothing of the method."""
-    return [f"line {fence.line}: draws a figure in the open: put it into <details>" for fence, _ in
-            python_fences(page.text) if "plt." in fence.source
+    return [f"line {fence.line}: draws a figure in the open: put it into <details>"
+            for fence in page.fences("python") if "plt." in fence.source
             and page.text.count("<details>", 0, fence.start) == page.text.count("</details>", 0, fence.start)]
 
 
@@ -382,7 +375,7 @@ def pasteable(page: Page) -> list[str]:
     """Every python fence can be pasted into the plain REPL of Python 3.11: there a blank line ends a function, and only
     a blank line does."""
     wrong = []
-    for fence, _ in python_fences(page.text):
+    for fence in page.fences("python"):
         typed = []
         for number, line in enumerate(fence.source.split("\n"), start=fence.line + 1):     # the last line is empty
             typed.append(line)
@@ -398,7 +391,7 @@ def pasteable(page: Page) -> list[str]:
 def narrow(page: Page) -> list[str]:
     """No line of code or output is wider than a code host shows; quoted source is as wide as it is."""
     return [f"line {fence.line + number}: {len(line)} characters, at most {CODE_WIDTH}"
-            for fence in fences(page.text) if fence.language != "py"
+            for fence in page.fences("python", "text", "bash")
             for number, line in enumerate(fence.source.split("\n"), start=1) if len(line) > CODE_WIDTH]
 
 
