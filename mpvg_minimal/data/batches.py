@@ -17,7 +17,6 @@ from torchvision.transforms import v2
 
 from ..runtime.errors import SHARED_MEMORY, Exhausted, LostLoader, UserError, reason
 from ..runtime.seeding import generator, seeded
-from .sources import file_of
 
 
 class EpochDataset(Dataset):
@@ -33,19 +32,11 @@ class EpochDataset(Dataset):
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int]:
         epoch, index = key
-        file = file_of(self.dataset, index)
-        try:
-            image, label = self.dataset[index]
-        except (MemoryError, UserError):            # neither is cured by another file, or it is named already
-            raise
-        except Exception as error:                  # Pillow raises a dozen kinds of exceptions for damaged files
-            if file is None:
-                raise
-            raise UserError(f"{file} cannot be read as an image ({reason(error)}): replace or remove it") from error
+        image, label = self.dataset[index]
         if self.transform is not None:
             with seeded("image", self.seed, epoch, index):
                 image, label = self.transform(image, label)
-        check_item(file or f"image {index}", image, label, image_size=self.image_size, classes=self.classes)
+        check_item(f"image {index}", image, label, image_size=self.image_size, classes=self.classes)
         return image, label
 
 
@@ -68,11 +59,6 @@ class Batches:
 
     def __init__(self, dataset: Dataset, transform: v2.Transform | None, *, batch_size: int, train: bool, seed: int = 0,
                  workers: int = 0, rank: int = 0, world: int = 1, pin_memory: bool = False, **expected: int | None):
-        if train and batch_size % world:
-            raise UserError(f"batch size {batch_size} cannot be shared by {world} processes: choose a multiple")
-        if train and len(dataset) < batch_size:
-            raise UserError(f"{len(dataset)} training images are fewer than one batch of {batch_size}: "
-                            "give a smaller --batch-size or more images")
         self.batch_size = batch_size
         self.order = BatchOrder(len(dataset), batch_size=batch_size, train=train, seed=seed, rank=rank, world=world)
         self.loader = DataLoader(
@@ -103,7 +89,12 @@ class BatchOrder:
     It holds no reference to the loader. In a circle of references the loader's processes would end late or never.
     """
 
-    def __init__(self, size: int, *, batch_size: int, train: bool, seed: int, rank: int, world: int):
+    def __init__(self, size: int, *, batch_size: int, train: bool, seed: int = 0, rank: int = 0, world: int = 1):
+        if train and batch_size % world:
+            raise UserError(f"batch size {batch_size} cannot be shared by {world} processes: choose a multiple")
+        if train and size < batch_size:
+            raise UserError(f"{size} training images are fewer than one batch of {batch_size}: give a smaller "
+                            "--batch-size or more images")
         self.size, self.batch_size, self.train, self.seed = size, batch_size, train, seed
         self.rank, self.world = rank, world
         self.position = (0, 0)                                  # epoch and first step of the next iteration

@@ -14,7 +14,7 @@ from torchvision.transforms import InterpolationMode, v2
 
 from ..runtime import distributed
 from ..runtime.errors import UserError
-from .images import IMAGE_ENDINGS, ClassFolders, data_folder
+from .images import IMAGE_ENDINGS, ClassFolders, data_folder, read_rgb
 from .shapes import Shapes
 
 
@@ -78,7 +78,7 @@ def open_imagenet(data_dir: str, image_size: int = 224) -> Source:
     splits = []
     for split in (data_folder(data_dir) / "train", data_folder(data_dir) / "val"):
         try:
-            splits.append(ClassFolders(split))
+            splits.append(ClassFolders(split, loader=read_rgb))
             classless = [path for path in split.iterdir() if path.suffix.lower() in IMAGE_ENDINGS and path.is_file()
                          and not path.name.startswith(".")]
         except OSError as error:
@@ -139,10 +139,3 @@ def limit_dataset(dataset: Dataset, limit: int | None) -> Dataset:
         return dataset
     stride = len(dataset) / limit if isinstance(dataset, datasets.ImageFolder) else 1
     return Subset(dataset, [int(number * stride) for number in range(limit)])
-
-
-def file_of(dataset: Dataset, index: int) -> str | None:
-    """The path of the file that holds image number `index`. None for data sets that are not folders of images."""
-    while isinstance(dataset, Subset):
-        dataset, index = dataset.dataset, dataset.indices[index]
-    return dataset.samples[index][0] if isinstance(dataset, datasets.ImageFolder) else None
