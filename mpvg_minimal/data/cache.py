@@ -20,7 +20,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from ..runtime import distributed
-from ..runtime.errors import UserError, reason
+from ..runtime.errors import UserError
 from ..runtime.files import replacing
 from .images import one_line, open_file, read_rgb
 from .sources import Source, shorter_side
@@ -55,7 +55,7 @@ def checksum(train: ImageFolder) -> int:
 
 def claim_folder(folder: Path, stamp: dict[str, int]) -> None:
     """Write cache.json, which says what the cache is made from, into an empty folder. Otherwise compare it."""
-    try:
+    with one_line(f"--cache {folder} is neither empty nor a cache", "name a folder of its own"):
         if folder == Path():                        # --cache "", perhaps from a variable of the shell that is not set
             raise ValueError("it is the current folder")
         folder.mkdir(parents=True, exist_ok=True)
@@ -65,9 +65,6 @@ def claim_folder(folder: Path, stamp: dict[str, int]) -> None:
             saved = json.loads(file.read().decode())
         if not isinstance(saved, dict):
             raise ValueError("cache.json holds something else")
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"--cache {folder} is neither empty nor a cache ({reason(error)}): name a folder of its "
-                        "own") from error
     for key, value in stamp.items():
         if saved.get(key) != value:
             raise UserError(f"--cache {folder} was made with {key} = {saved.get(key)!r:.40}, now it is {value}: name "
