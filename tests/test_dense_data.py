@@ -173,6 +173,8 @@ BROKEN = [                                          # task, data set, what is do
     ("detection", "coco", lambda root: (root / "train2017" / f"{2:012d}.jpg").unlink(),
      "/0+2.jpg .*No such file.*: fetch it again"),
     ("detection", "coco", cut_image, "/0+1.jpg cannot be read as an image"),
+    ("segmentation", "coco", lambda root: picture(root / "train2017" / f"{1:012d}.jpg", size=(30, 30)),
+     r"/0+1.jpg is of size \(30, 30\), but its mask of \(40, 52\)"),
     *[(task, "coco", unlisted(category), f"/0+1.jpg .*category {category}, which the file does not list")
       for task in ("detection", "segmentation") for category in (4, 100)],
     *[("detection", "coco", lambda root, content=content: spoil_json(root, content),

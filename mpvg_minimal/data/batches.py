@@ -22,7 +22,7 @@ from ..runtime.seeding import generator, seeded
 class EpochDataset(Dataset):
     """keyed[epoch, index] -> (image uint8, label). The epoch is part of the index, so that worker processes know it.
 
-    image_size, classes: every image and every label is compared with them, see `check_item`.
+    image_size, classes: a UserError names an image of another size, or a label that is no class. None: not checked.
     """
 
     def __init__(self, dataset: Dataset, transform: v2.Transform | None, seed: int, *,
@@ -36,16 +36,12 @@ class EpochDataset(Dataset):
         if self.transform is not None:
             with seeded("image", self.seed, epoch, index):
                 image, label = self.transform(image, label)
-        check_item(f"image {index}", image, label, image_size=self.image_size, classes=self.classes)
+        expected = (3, self.image_size, self.image_size)
+        if self.image_size is not None and tuple(image.shape) != expected:
+            raise UserError(f"image {index} is of shape {tuple(image.shape)}, expected {expected}")
+        if self.classes is not None and not 0 <= label < self.classes:
+            raise UserError(f"image {index} has the label {label}, expected 0 to {self.classes - 1}")
         return image, label
-
-
-def check_item(name: str, image: Tensor, label: int, *, image_size: int | None, classes: int | None) -> None:
-    """UserError if the image has another size, or if the label is no class. None: this is not checked."""
-    if image_size is not None and tuple(image.shape) != (3, image_size, image_size):
-        raise UserError(f"{name} is of shape {tuple(image.shape)}, expected {(3, image_size, image_size)}")
-    if classes is not None and not 0 <= label < classes:
-        raise UserError(f"{name} has the label {label}, expected 0 to {classes - 1}")
 
 
 class Batches:

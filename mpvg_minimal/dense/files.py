@@ -25,10 +25,10 @@ AGAIN = "fetch it again, because the data set lists it"
 class Annotated(Dataset):
     """annotated[index] -> (PIL image in RGB, mask or objects).
 
-    items: the file of each image, and its annotation. read: (annotation, image) -> mask or objects, checked here.
+    items: the file of each image, and its annotation. read: annotation -> mask or objects, which are checked here.
     """
 
-    def __init__(self, items: list[tuple[Path, Any]], read: Callable[[Any, Image.Image], Any]):
+    def __init__(self, items: list[tuple[Path, Any]], read: Callable[[Any], Any]):
         self.items, self.read = items, read
 
     def __len__(self) -> int:
@@ -38,7 +38,7 @@ class Annotated(Dataset):
         file, annotation = self.items[index]
         image = read_rgb(file, AGAIN)
         with one_line(f"{file} or its annotation cannot be read", AGAIN):
-            target = self.read(annotation, image)
+            target = self.read(annotation)
         size = (image.height, image.width)
         if isinstance(target, dict):
             return image, valid_boxes(target, size, file)

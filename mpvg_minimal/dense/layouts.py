@@ -9,7 +9,6 @@ from typing import Any
 from xml.etree import ElementTree
 
 import torch
-from PIL import Image
 from pycocotools.coco import COCO
 from torch import Tensor
 from torchvision import datasets, ops
@@ -30,17 +29,14 @@ FETCH = {
 
 def open_voc(task: str, folder: Path) -> tuple[Annotated, Annotated, list[str]]:
     masks = task == "segmentation"
-    kind, read = (datasets.VOCSegmentation, voc_mask) if masks else (datasets.VOCDetection, voc_boxes)
+    kind = datasets.VOCSegmentation if masks else datasets.VOCDetection
+    read = partial(class_mask, classes=21) if masks else voc_boxes
     train, val = (kind(folder, year="2012", image_set=split) for split in ("train", "val"))
     train, val = (Annotated(list(zip(base.images, base.targets)), read) for base in (train, val))
     return train, val, ["background", *VOC] if masks else VOC
 
 
-def voc_mask(path: str, _image: Image.Image) -> Tensor:
-    return class_mask(path, 21)
-
-
-def voc_boxes(path: str, _image: Image.Image) -> dict[str, Tensor]:
+def voc_boxes(path: str) -> dict[str, Tensor]:
     with open_file(path) as file:
         objects = ElementTree.parse(file).getroot().findall("object")
     corners = [[float(o.findtext(f"bndbox/{side}")) for side in ("xmin", "ymin", "xmax", "ymax")] for o in objects]
@@ -55,7 +51,7 @@ def open_coco(task: str, folder: Path) -> tuple[Annotated, Annotated, list[str]]
         if not (folder / split).is_dir():
             raise FileNotFoundError(f"no folder {folder / split}")
         coco = COCO(folder / "annotations" / f"instances_{split}.json")
-        items = [(folder / split / coco.imgs[image]["file_name"], coco.imgToAnns[image]) for image in sorted(coco.imgs)]
+        items = [(folder / split / image["file_name"], image) for image in coco.loadImgs(sorted(coco.imgs))]
         parts.append(Annotated(items, partial(coco_masks if task == "segmentation" else coco_boxes, coco)))
         names.append([category["name"] for category in coco.loadCats(sorted(coco.getCatIds()))])
     if names[0] != names[1]:
@@ -71,17 +67,18 @@ def coco_label(coco: COCO, annotation: dict[str, Any]) -> int:
     return sorted(coco.cats).index(number)
 
 
-def coco_boxes(coco: COCO, annotations: list[dict[str, Any]], _image: Image.Image) -> dict[str, Tensor]:
+def coco_boxes(coco: COCO, image: dict[str, Any]) -> dict[str, Tensor]:
+    annotations = coco.imgToAnns[image["id"]]
     boxes = torch.tensor([a["bbox"] for a in annotations], dtype=torch.float32).reshape(-1, 4)
     return {"boxes": ops.box_convert(boxes, "xywh", "xyxy"),
             "labels": torch.tensor([coco_label(coco, a) for a in annotations]).long(),
             "ignored": torch.tensor([a["iscrowd"] for a in annotations]).float()}
 
 
-def coco_masks(coco: COCO, annotations: list[dict[str, Any]], image: Image.Image) -> Tensor:
+def coco_masks(coco: COCO, image: dict[str, Any]) -> Tensor:
     """Instances painted from the largest to the smallest: 0 is the background, and crowds are IGNORED."""
-    painted = torch.zeros(image.height, image.width, dtype=torch.uint8)
-    instances = [(torch.from_numpy(coco.annToMask(a)).bool(), a) for a in annotations]
+    painted = torch.zeros(image["height"], image["width"], dtype=torch.uint8)
+    instances = [(torch.from_numpy(coco.annToMask(a)).bool(), a) for a in coco.imgToAnns[image["id"]]]
     for mask, annotation in sorted(instances, key=lambda instance: -instance[0].sum()):
         painted[mask] = IGNORED if annotation["iscrowd"] else coco_label(coco, annotation) + 1
     return painted
@@ -99,7 +96,7 @@ def open_ade20k(task: str, folder: Path) -> tuple[Annotated, Annotated, list[str
     return *parts, [f"class {number}" for number in range(1, 151)]
 
 
-def ade20k_mask(path: Path, _image: Image.Image) -> Tensor:
+def ade20k_mask(path: Path) -> Tensor:
     """In the files 0 stands for "other", which does not count. 1 ... 150 become 0 ... 149."""
     return class_mask(path, 151) - 1                                    # uint8: 0 - 1 is 255, which is IGNORED
 
