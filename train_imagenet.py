@@ -17,7 +17,7 @@ import argparse
 import torch
 
 from mpvg_minimal.data import cache, sources
-from mpvg_minimal.data.loading import choose_loader, choose_workers, make_batches, normalizer
+from mpvg_minimal.data.loading import choose_loader, make_batches, normalizer
 from mpvg_minimal.runtime import distributed
 from mpvg_minimal.runtime.precision import autocast
 from mpvg_minimal.training import checkpoint, flags, folder, recipes
@@ -83,7 +83,7 @@ def train(args: argparse.Namespace, device: torch.device) -> None:
     # 2. Data
     source = sources.open_source("imagenet", args.data_dir, size)
     if args.cache:
-        source = cache.cached(source, args.cache, limit=args.limit, workers=choose_workers(args.workers))
+        source = cache.cached(source, args.cache)
     settings |= source.identity()
 
     # 3. Model

@@ -3,7 +3,6 @@ import io
 import os
 import resource
 import signal
-import time
 
 import pytest
 import torch
@@ -29,94 +28,59 @@ def root(tmp_path):
     return root
 
 
-def cached(root, folder, size=SIZE, **options) -> sources.Source:
-    return cache.cached(sources.open_imagenet(str(root), size), folder, **dict(limit=None, workers=0) | options)
+def cached(root, folder, size=SIZE) -> sources.Source:
+    return cache.cached(sources.open_imagenet(str(root), size), folder)
+
+
+def fill(root, folder) -> list[Image.Image]:
+    return [image for image, _ in cached(root, folder).train]
 
 
 def jpegs(folder) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*.jpg"))
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_each_image_is_stored_once_with_its_shorter_side_reduced(root, tmp_path, workers):
+def test_each_image_is_stored_once_with_its_shorter_side_reduced(root, tmp_path):
     folder = tmp_path / "cache"
-    source, original = cached(root, folder, workers=workers), sources.open_imagenet(str(root), SIZE)
-    assert jpegs(folder / "train") == jpegs(root / "train") and not (folder / "val").exists()
-    assert [label for _, label in source.train] == [label for _, label in original.train]
+    source, original = cached(root, folder), sources.open_imagenet(str(root), SIZE)
     assert source.test.samples == original.test.samples and source.identity() == original.identity()
-    for (image, _), (large, _), (path, _) in zip(source.train, original.train, source.train.samples, strict=True):
-        assert path.startswith(str(folder))
+    sizes = []
+    for (image, label), (large, expected_label) in zip(source.train, original.train, strict=True):
         small = large.resize((round(large.width * SIDE / large.height), SIDE), Image.Resampling.BICUBIC)
         content = io.BytesIO()
         small.save(content, "JPEG", quality=95)
         expected = large if large.height <= SIDE else Image.open(content)
         assert image.mode == "RGB" and image.size == expected.size and image.tobytes() == expected.tobytes()
-    sizes = [image.size for image, _ in source.train]
+        assert label == expected_label
+        sizes.append(image.size)
     assert sizes[0] == (53, 32) and sizes[1] == (50, 30) and sizes[16] == (53, 32)
     assert len(sizes) == 24 and set(sizes[2:16] + sizes[17:]) == {(32, 32)}
+    assert jpegs(folder / "train") == jpegs(root / "train") and not (folder / "val").exists()
 
 
 def test_what_is_there_is_not_made_again_and_what_is_missing_is(root, tmp_path):
-    cached(root, tmp_path / "cache", limit=8)
-    made = jpegs(tmp_path / "cache")
+    folder = tmp_path / "cache"
+    dataset = cached(root, folder).train
+    for index in range(8):
+        dataset[index]
+    made = jpegs(folder)
     assert len(made) == 8
     for name in made:
-        os.utime(tmp_path / "cache" / name, (1, 1))
-    (tmp_path / "cache" / made[0]).unlink()
-    source = cached(root, tmp_path / "cache")
-    times = [os.path.getmtime(path) for path, _ in source.train.samples]
+        os.utime(folder / name, (1, 1))
+    (folder / made[0]).unlink()
+    fill(root, folder)
+    times = [os.path.getmtime(folder / name) for name in jpegs(folder)]
     assert len(times) == 24 and times.count(1) == 7
 
 
 def test_a_kill_leaves_only_whole_images_and_the_next_run_goes_on(root, tmp_path):
     folder = tmp_path / "cache"
     kill = before(os, "replace", 5, send(signal.SIGKILL))
-    killed = in_child(lambda: (kill(), cached(root, folder)))
+    killed = in_child(lambda: (kill(), fill(root, folder)))
     assert killed.code == -signal.SIGKILL and len(jpegs(folder)) == 4
     assert len(list(folder.rglob(".*"))) == 1                       # the fifth, which was not renamed any more
-    source = cached(root, folder)
-    assert len(sources.open_imagenet(str(root), SIZE).train) == len(source.train) == 24
-    assert all(min(image.size) <= SIDE for image, _ in source.train)
-
-
-def other_size(root, folder):
-    return SIZE + 28, "shorter_side = 32, now it is 64"
-
-
-def other_source(root, folder):
-    (root / "train" / "ash" / "5.jpg").unlink()
-    return SIZE, "images = 24, now it is 23"
-
-
-OTHER_FILES = "checksum_of_names_sizes_and_times = .*, now it is"
-
-
-def other_names(root, folder):
-    (root / "train" / "ash" / "5.jpg").rename(root / "train" / "ash" / "50.jpg")
-    return SIZE, OTHER_FILES
-
-
-def the_same_names_in_another_data_set(root, folder):
-    """As old as the first one, as archives have it: the sizes differ."""
-    for path in (root / "train").rglob("*.jpg"):
-        with Image.open(path) as image:
-            other = image.convert("RGB").rotate(90)
-        keep_time(path, lambda: other.save(path))
-    return SIZE, OTHER_FILES
-
-
-def an_emptied_original(root, folder):
-    path = root / "train" / "ash" / "5.jpg"
-    keep_time(path, lambda: path.write_bytes(b""))
-    return SIZE, OTHER_FILES
-
-
-def an_original_of_another_time(root, folder):
-    path = root / "train" / "ash" / "5.jpg"
-    status = path.stat()
-    path.write_bytes(bytes(status.st_size))
-    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
-    return SIZE, OTHER_FILES
+    images = fill(root, folder)
+    assert len(images) == 24 and all(min(image.size) <= SIDE for image in images)
 
 
 def keep_time(path, change):
@@ -125,41 +89,46 @@ def keep_time(path, change):
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
-def a_lost_original(root, folder):
-    """A link to nowhere: the name is there, the image is not."""
-    path = root / "train" / "ash" / "5.jpg"
-    path.unlink()
-    path.symlink_to(root / "nowhere")
-    return SIZE, None
+def exchange_all(original, _stamp):
+    """As old as the first ones, as archives have them: the sizes differ."""
+    for path in original.parent.parent.rglob("*.jpg"):
+        with Image.open(path) as image:
+            other = image.convert("RGB").rotate(90)
+        keep_time(path, lambda: other.save(path))
 
 
-def no_stamp(root, folder):
-    (folder / "cache.json").unlink()
-    return SIZE, "neither empty nor a cache .FileNotFoundError"
+def change_the_time(original, _stamp):
+    status = original.stat()
+    original.write_bytes(bytes(status.st_size))
+    os.utime(original, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
 
 
-def a_folder_for_a_stamp(root, folder):
-    (folder / "cache.json").unlink()
-    (folder / "cache.json").mkdir()
-    return SIZE, "neither empty nor a cache .ValueError: cache.json is not a regular file"
-
-
-def a_pipe_for_a_stamp(root, folder):
-    (folder / "cache.json").unlink()
-    os.mkfifo(folder / "cache.json")
-    return SIZE, "neither empty nor a cache .ValueError: cache.json is not a regular file"
+OTHER_FILES = "^--cache .*/cache was made with checksum_of_names_sizes_and_times = .*, now it is"
+NO_CACHE = "^--cache .*/cache is neither empty nor a cache "
+CHANGES = {                                             # name: what is done to an original and to the stamp, and why
+    "other size": (lambda *_: None, "^--cache .*/cache was made with shorter_side = 32, now it is 64"),
+    "one less": (lambda original, _: original.unlink(), "^--cache .*/cache was made with images = 24, now it is 23"),
+    "other name": (lambda original, _: original.rename(original.with_name("50.jpg")), OTHER_FILES),
+    "same names, other images": (exchange_all, OTHER_FILES),
+    "emptied": (lambda original, _: keep_time(original, lambda: original.write_bytes(b"")), OTHER_FILES),
+    "other time": (change_the_time, OTHER_FILES),
+    "link to nowhere": (lambda original, _: (original.unlink(), original.symlink_to("nowhere")),
+                        "^.*/data/train/ash/5.jpg cannot be read"),
+    "no stamp": (lambda _, stamp: stamp.rename(stamp.with_name("other.json")), NO_CACHE + ".FileNotFoundError"),
+    "folder for a stamp": (lambda _, stamp: (stamp.unlink(), stamp.mkdir()),
+                           NO_CACHE + ".ValueError: cache.json is not a regular file"),
+    "pipe for a stamp": (lambda _, stamp: (stamp.unlink(), os.mkfifo(stamp)),
+                         NO_CACHE + ".ValueError: cache.json is not a regular file")}
 
 
 @pytest.mark.promise("bad data")
-@pytest.mark.parametrize("change", [
-    other_size, other_source, other_names, the_same_names_in_another_data_set, an_emptied_original,
-    an_original_of_another_time, a_lost_original, no_stamp, a_folder_for_a_stamp, a_pipe_for_a_stamp])
-def test_a_folder_that_is_no_cache_of_these_images_is_refused(root, tmp_path, change):
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_folder_that_is_no_cache_of_these_images_is_refused(root, tmp_path, name):
     cached(root, tmp_path / "cache")
-    size, why = change(root, tmp_path / "cache")
-    expected = f"--cache {tmp_path}/cache .*{why}" if why else f"^{root}/train/ash/5.jpg cannot be read"
-    with pytest.raises(UserError, match=expected) as caught:
-        cached(root, tmp_path / "cache", size=size)
+    change, why = CHANGES[name]
+    change(root / "train" / "ash" / "5.jpg", tmp_path / "cache" / "cache.json")
+    with pytest.raises(UserError, match=why) as caught:
+        cached(root, tmp_path / "cache", size=SIZE + 28 if name == "other size" else SIZE)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
 
 
@@ -196,11 +165,10 @@ def test_names_that_are_long_or_not_utf8_are_cached(root, tmp_path):
     for split in (b"train", b"val"):                    # and a class whose name is not UTF-8
         folder = os.path.join(os.fsencode(root), split)
         os.rename(os.path.join(folder, b"birch"), os.path.join(folder, b"b\xffrch"))
-    source = cached(root, tmp_path / "cache")
-    assert len([image.load() for image, _ in source.train]) == 24
-    assert {os.fsencode(path) for path, _ in source.train.samples} >= {
-        os.fsencode(tmp_path) + b"/cache/train/ash/" + name for name in (b"l" * 251 + b".jpg", b"\xff\xfe.jpg")}
-    assert cached(root, tmp_path / "cache").identity() == source.identity()
+    assert len(fill(root, tmp_path / "cache")) == 24
+    names = {os.fsencode(path.relative_to(tmp_path)) for path in (tmp_path / "cache").rglob("*.jpg")}
+    assert len(names) == 24 and names >= {b"cache/train/ash/" + b"l" * 251 + b".jpg", b"cache/train/ash/\xff\xfe.jpg"}
+    assert len(fill(root, tmp_path / "cache")) == 24
 
 
 @pytest.mark.promise("bad data")
@@ -208,27 +176,28 @@ def test_names_that_are_long_or_not_utf8_are_cached(root, tmp_path):
 def test_a_damaged_image_is_named_while_the_cache_is_made(root, tmp_path, workers):
     bad = root / "train" / "birch" / "3.jpg"
     bad.write_bytes(bad.read_bytes()[:100])
+    source = cached(root, tmp_path / "cache")
     with pytest.raises(UserError, match=f"^{bad} cannot be read as an image"):
-        cached(root, tmp_path / "cache", workers=workers)
+        list(Batches(source.train, sources.plain(source), batch_size=24, train=False, workers=workers).epoch())
 
 
 @pytest.mark.promise("disk full")
 @pytest.mark.parametrize("room", [0, 20, 400])
 def test_a_full_disk_is_one_line_whose_advice_works(root, tmp_path, room):
     """Room for nothing, for a part of cache.json, for all of it: the next run goes on, and no half file is left."""
-    def fill():
+    def fill_little_room():
         _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (room, most))
         try:
-            cached(root, tmp_path / "cache")
+            fill(root, tmp_path / "cache")
         finally:                                        # under the limit stderr's file is full too
             resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
     name = "0.jpg" if room == 400 else "cache.json"
-    ended = in_child(fill)
+    ended = in_child(fill_little_room)
     assert ended.code == 2 and ended.err.count("\n") == 1, ended.err
     assert f"{name} cannot be written (OSError: [Errno 27] File too large): make room or name another" in ended.err
     assert not [path for path in (tmp_path / "cache").rglob(".*")]
-    assert len(cached(root, tmp_path / "cache").train) == 24
+    assert len(fill(root, tmp_path / "cache")) == 24
 
 
 def stamp_of(number):
@@ -255,20 +224,14 @@ def test_processes_that_claim_a_new_cache_at_the_same_time_agree(tmp_path, monke
 
 
 def test_a_file_system_without_hard_links_will_do(tmp_path, monkeypatch):
+    """Nor does a stamp that another process is just writing make the folder a strange one."""
     def refuse(*_):
         raise PermissionError(1, "Operation not permitted")
     monkeypatch.setattr(os, "link", refuse)
-    cache.claim_folder(tmp_path, stamp_of(32))
-    cache.claim_folder(tmp_path, stamp_of(32))
-    assert os.listdir(tmp_path) == ["cache.json"]
-
-
-def test_a_stamp_that_another_process_is_just_writing_is_no_strange_file(tmp_path):
     (tmp_path / ".cache.json.17").write_text("{")
     cache.claim_folder(tmp_path, stamp_of(32))
     cache.claim_folder(tmp_path, stamp_of(32))
-    with pytest.raises(UserError, match="shorter_side = 32, now it is 64"):
-        cache.claim_folder(tmp_path, stamp_of(64))
+    assert sorted(os.listdir(tmp_path)) == [".cache.json.17", "cache.json"]
 
 
 def test_a_symbolic_link_for_the_temporary_file_is_not_followed(tmp_path, monkeypatch):
@@ -288,13 +251,13 @@ def test_a_symbolic_link_for_the_temporary_file_is_not_followed(tmp_path, monkey
 
 @pytest.mark.parametrize("spoil", [lambda path: (path.unlink(), os.mkfifo(path)), lambda path: path.write_bytes(b"")])
 def test_an_image_of_the_cache_that_cannot_be_read_is_named_and_made_again(root, tmp_path, spoil):
-    source = cached(root, tmp_path / "cache")
+    fill(root, tmp_path / "cache")
     path = tmp_path / "cache" / "train" / "ash" / "5.jpg"
     spoil(path)
     with pytest.raises(UserError, match=f"^{path} cannot be read as an image .*replace or remove it"):
-        list(Batches(source.train, sources.plain(source), batch_size=24, train=False).epoch())
+        fill(root, tmp_path / "cache")
     path.unlink()
-    assert len(list(cached(root, tmp_path / "cache").train)) == 24
+    assert len(fill(root, tmp_path / "cache")) == 24
 
 
 FLAGS = ("train_imagenet", "--model", "vit_nano", "--image-size", 32, "--gap", "--mpvg", "--batch-size", 8, "--epochs",
@@ -314,7 +277,7 @@ def test_a_run_trains_on_the_cache_and_is_not_resumed_without_it(root, tmp_path)
 
 
 def test_two_processes_make_the_cache_together(root, tmp_path):
-    """Each image by one of them, half by each, and none trains before all are there."""
+    """Each image is made by the process that trains on it: half by each."""
     def log():
         write = cache.write
 
@@ -324,13 +287,8 @@ def test_two_processes_make_the_cache_together(root, tmp_path):
             write(target, content, **options)
         cache.write = logged
 
-    def late():
-        log()
-        walk = os.walk
-        os.walk = lambda *args, **options: (time.sleep(0.3), walk(*args, **options))[1]
-
     flags = (*FLAGS, "--data-dir", root, "--cache", tmp_path / "cache", "--out", tmp_path / "run")
-    ends = run_ranks(*flags, faults=(log, late))
+    ends = run_ranks(*flags, faults=(log, log))
     assert [end.code for end in ends] == [0, 0], ends
     lines = [line.split() for line in (tmp_path / "log").read_text().splitlines() if line.endswith(".jpg")]
     assert len(lines) == len({target for _, target in lines}) == 24

@@ -39,9 +39,11 @@ def test_crop_and_resize_is_torchvisions_where_the_rectangle_is_given():
         pil = F.pil_to_tensor(F.resized_crop(F.to_pil_image(image), *box, [32, 32],
                                              interpolation=InterpolationMode.BICUBIC))
         assert (ours[number].int() - pil.int()).abs().max() <= 1
+    zero, whole = torch.zeros(40).long(), torch.full((40,), 32)
+    assert torch.equal(device_augment.resized_crop(images, zero, zero, whole, whole), images)
 
 
-def test_resizing_is_exact_so_no_order_of_its_sums_can_change_a_pixel(monkeypatch):
+def test_resizing_is_exact_so_no_order_of_its_sums_can_change_a_pixel():
     """In float64, and with the sums in another order: the same pixels as in float32."""
     images, left = smooth(500), torch.randint(0, 7, (500,))
     crop = images, torch.zeros(500).long(), left, torch.full((500,), 29), torch.full((500,), 26)
@@ -51,11 +53,6 @@ def test_resizing_is_exact_so_no_order_of_its_sums_can_change_a_pixel(monkeypatc
     x = (rows.flip(2)[:, None] @ images.flip(2).double()).round().clamp(0, 255)
     x = (x.flip(3) @ columns.flip(2)[:, None].transpose(2, 3)).round().clamp(0, 255)
     assert torch.equal(ours.double(), x)
-
-
-def test_the_whole_image_as_crop_is_the_image():
-    images, zero, all_ = smooth(3), torch.zeros(3).long(), torch.full((3,), 32)
-    assert torch.equal(device_augment.resized_crop(images, zero, zero, all_, all_), images)
 
 
 def test_operations_are_torchvisions_for_the_same_draw(monkeypatch):
@@ -91,10 +88,9 @@ def test_rectangles_are_distributed_as_torchvisions(whole):
     """Mean and deviation of area, aspect and place over many draws, in standard errors."""
     count, image = 4000, torch.zeros(3, 32, 32, dtype=torch.uint8)
     scale, ratio = ([0.3, 1.0], (3 / 4, 4 / 3)) if whole else ([0.02, 0.33], (0.3, 3.3))
-    top, left, h, w, fitted = device_augment.rectangles(torch.rand(count, RECTANGLE), scale=scale, ratio=ratio,
-                                                        height=32, width=32, whole=whole)
-    kept = fitted
-    ours = torch.stack([top, left, h, w], 1)[kept].double()
+    *rectangle, fitted = device_augment.rectangles(torch.rand(count, RECTANGLE), scale=scale, ratio=ratio, height=32,
+                                                   width=32, whole=whole)
+    ours = torch.stack(rectangle, 1)[fitted].double()
     transform = v2.RandomResizedCrop(32, scale=scale) if whole else v2.RandomErasing(1.0)
     keys = ("top", "left", "height", "width") if whole else ("i", "j", "h", "w")
     theirs = torch.tensor([[transform.make_params([image])[key] for key in keys] for _ in range(count)]).double()
@@ -103,6 +99,13 @@ def test_rectangles_are_distributed_as_torchvisions(whole):
         a, b = values(ours), values(theirs)
         error = (a.var() / len(a) + b.var() / len(b)).sqrt()
         assert abs(a.mean() - b.mean()) < 4 * error
+
+
+def test_where_no_rectangle_fits_the_whole_image_is_taken():
+    u = torch.rand(200, RECTANGLE)
+    *rectangle, fitted = device_augment.rectangles(u, scale=[1.2, 1.3], ratio=(0.9, 1.1), height=32, width=32,
+                                                   whole=True)
+    assert not fitted.any() and (torch.stack(rectangle, 1) == torch.tensor([0, 0, 32, 32])).all()
 
 
 def test_erasing_paints_one_rectangle_in_its_colour():
@@ -187,11 +190,10 @@ def test_augmentation_is_computed_in_full_float32_also_in_a_run_that_allows_tf32
     assert len(precision.seen) > 10 and set(precision.seen) == {("highest", False)}
 
 
-def count_chunks(monkeypatch, source, images, **options):
-    sizes, original = [], device_batches.augmented
+def count_chunks(monkeypatch, source, images, *, device=CPU, **options):
+    sizes, original = [], device_augment.augmented
     monkeypatch.setattr(device_batches, "augmented", lambda x, *rest, **more: (
         sizes.append(len(x)), original(x, *rest, **more))[1])
-    device = options.pop("device", CPU)
     batches = DeviceBatches(Subset(source.train, range(images)), source, AUGMENT, device, train=True, **options)
     for _ in batches.epoch():
         pass

@@ -3,13 +3,10 @@ import copy
 
 import pytest
 import torch
-from conftest import ROOT
-from test_scripts import SMALL, metrics, run, write_folder
+from runs import image_folder, run
 
 from mpvg_minimal import ViT, fold_last_pe, resize_pe
 from mpvg_minimal.layerwise_pe import sincos2d
-
-SCRIPT = ROOT / "train_imagenet.py"
 
 
 def vit(image_size=16, **options):
@@ -70,22 +67,22 @@ def test_sizes_that_do_not_fit_are_named():
 
 
 def test_fine_tuning_at_another_size_begins_where_the_checkpoint_ended(tmp_path):
-    write_folder(tmp_path / "data")
-    first, second = tmp_path / "first" / "checkpoint.pt", tmp_path / "second"
-    run(SCRIPT, "--gap", "--mpvg", "--data-dir", tmp_path / "data", *SMALL, "--out", first.parent)
-    flags = ["--data-dir", tmp_path / "data", "--init", first, "--image-size", "48", "--epochs", "1", "--batch-size",
-             "12", "--workers", "0", "--out", second]
-    refused = run(SCRIPT, *flags, "--pvg", expect=2)
-    assert "mpvg" in refused.stderr and refused.stderr.count("\n") == 1
-    run(SCRIPT, *flags, "--lr", "1e-12")                            # a step this small changes nothing that shows
+    data, first, second = image_folder(tmp_path / "data"), tmp_path / "first" / "checkpoint.pt", tmp_path / "second"
+    flags = ("train_imagenet", "--data-dir", data, "--epochs", 1, "--batch-size", 12, "--workers", 0)
+    trained = run(*flags, "--gap", "--mpvg", "--model", "vit_nano", "--image-size", 32, "--out", first.parent)
+    assert trained.code == 0, trained.err
+    flags = (*flags, "--init", first, "--image-size", 48, "--out", second)
+    refused = run(*flags, "--pvg")
+    assert refused.code == 2 and "mpvg" in refused.err and refused.err.count("\n") == 1
+    assert run(*flags, "--lr", "1e-12").code == 0                   # a step this small changes nothing that shows
     before, after = (torch.load(file, weights_only=True) for file in (first, second / "checkpoint.pt"))
     assert after["settings"]["pe"] == "mpvg" and after["settings"]["image_size"] == 48
     assert after["model"]["pe.pos_embed"].shape == (1, 36, 96) and before["model"]["pe.pos_embed"].shape == (1, 16, 96)
     for name, weights in before["model"].items():
         if name != "pe.pos_embed":
             torch.testing.assert_close(after["model"][name], weights, rtol=1e-4, atol=1e-6)
-    tested = run(SCRIPT, "--data-dir", tmp_path / "data", "--eval", second / "checkpoint.pt", "--workers", "0")
-    assert f"test accuracy: {metrics(second)[-1]['top1']:.2f} %" in tested.stdout
+    tested = run("train_imagenet", "--data-dir", data, "--eval", second / "checkpoint.pt", "--workers", 0)
+    assert f"test accuracy: {after['history'][-1]['top1']:.2f} %" in tested.out
 
 
 @torch.no_grad()

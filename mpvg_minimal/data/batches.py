@@ -17,13 +17,12 @@ from torchvision.transforms import v2
 
 from ..runtime.errors import SHARED_MEMORY, Exhausted, LostLoader, UserError, reason
 from ..runtime.seeding import generator, seeded
-from .sources import file_of
 
 
 class EpochDataset(Dataset):
     """keyed[epoch, index] -> (image uint8, label). The epoch is part of the index, so that worker processes know it.
 
-    image_size, classes: every image and every label is compared with them, see `check_item`.
+    image_size, classes: a UserError names an image of another size, or a label that is no class. None: not checked.
     """
 
     def __init__(self, dataset: Dataset, transform: v2.Transform | None, seed: int, *,
@@ -33,28 +32,16 @@ class EpochDataset(Dataset):
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int]:
         epoch, index = key
-        file = file_of(self.dataset, index)
-        try:
-            image, label = self.dataset[index]
-        except (MemoryError, UserError):            # neither is cured by another file, or it is named already
-            raise
-        except Exception as error:                  # Pillow raises a dozen kinds of exceptions for damaged files
-            if file is None:
-                raise
-            raise UserError(f"{file} cannot be read as an image ({reason(error)}): replace or remove it") from error
+        image, label = self.dataset[index]
         if self.transform is not None:
             with seeded("image", self.seed, epoch, index):
                 image, label = self.transform(image, label)
-        check_item(file or f"image {index}", image, label, image_size=self.image_size, classes=self.classes)
+        expected = (3, self.image_size, self.image_size)
+        if self.image_size is not None and tuple(image.shape) != expected:
+            raise UserError(f"image {index} is of shape {tuple(image.shape)}, expected {expected}")
+        if self.classes is not None and not 0 <= label < self.classes:
+            raise UserError(f"image {index} has the label {label}, expected 0 to {self.classes - 1}")
         return image, label
-
-
-def check_item(name: str, image: Tensor, label: int, *, image_size: int | None, classes: int | None) -> None:
-    """UserError if the image has another size, or if the label is no class. None: this is not checked."""
-    if image_size is not None and tuple(image.shape) != (3, image_size, image_size):
-        raise UserError(f"{name} is of shape {tuple(image.shape)}, expected {(3, image_size, image_size)}")
-    if classes is not None and not 0 <= label < classes:
-        raise UserError(f"{name} has the label {label}, expected 0 to {classes - 1}")
 
 
 class Batches:
@@ -68,11 +55,6 @@ class Batches:
 
     def __init__(self, dataset: Dataset, transform: v2.Transform | None, *, batch_size: int, train: bool, seed: int = 0,
                  workers: int = 0, rank: int = 0, world: int = 1, pin_memory: bool = False, **expected: int | None):
-        if train and batch_size % world:
-            raise UserError(f"batch size {batch_size} cannot be shared by {world} processes: choose a multiple")
-        if train and len(dataset) < batch_size:
-            raise UserError(f"{len(dataset)} training images are fewer than one batch of {batch_size}: "
-                            "give a smaller --batch-size or more images")
         self.batch_size = batch_size
         self.order = BatchOrder(len(dataset), batch_size=batch_size, train=train, seed=seed, rank=rank, world=world)
         self.loader = DataLoader(
@@ -103,7 +85,12 @@ class BatchOrder:
     It holds no reference to the loader. In a circle of references the loader's processes would end late or never.
     """
 
-    def __init__(self, size: int, *, batch_size: int, train: bool, seed: int, rank: int, world: int):
+    def __init__(self, size: int, *, batch_size: int, train: bool, seed: int = 0, rank: int = 0, world: int = 1):
+        if train and batch_size % world:
+            raise UserError(f"batch size {batch_size} cannot be shared by {world} processes: choose a multiple")
+        if train and size < batch_size:
+            raise UserError(f"{size} training images are fewer than one batch of {batch_size}: give a smaller "
+                            "--batch-size or more images")
         self.size, self.batch_size, self.train, self.seed = size, batch_size, train, seed
         self.rank, self.world = rank, world
         self.position = (0, 0)                                  # epoch and first step of the next iteration

@@ -26,7 +26,8 @@ def rectangles(u: Tensor, *, scale: list[float], ratio: tuple[float, float], hei
                whole: bool) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Uniform numbers (B, RECTANGLE) -> top, left, height, width (B,) and whether any try fitted.
 
-    As torchvision draws them: area uniform in `scale`, aspect uniform in its logarithm, the first try that fits.
+    As torchvision draws them: area uniform in `scale`, aspect uniform in its logarithm, the first try that fits. If
+    none fits, the rectangle is the whole image.
     whole: a rectangle as large as the image fits (cropping); otherwise it must be smaller (erasing).
     """
     area = (scale[0] + (scale[1] - scale[0]) * u[:, :TRIES]) * height * width           # (B, TRIES)
@@ -36,11 +37,12 @@ def rectangles(u: Tensor, *, scale: list[float], ratio: tuple[float, float], hei
     if not whole:                                   # RandomErasing's aspect is h / w, RandomResizedCrop's w / h
         w, h = h, w
     fits = ((0 < w) & (w <= width) & (0 < h) & (h <= height)) if whole else ((w < width) & (h < height))
-    first = fits.int().argmax(1, keepdim=True)                                          # 0 if none fits: see `any`
-    w, h = w.gather(1, first)[:, 0], h.gather(1, first)[:, 0]
+    first, fitted = fits.int().argmax(1, keepdim=True), fits.any(1)
+    w = torch.where(fitted, w.gather(1, first)[:, 0], width)
+    h = torch.where(fitted, h.gather(1, first)[:, 0], height)
     top = (u[:, 2 * TRIES] * (height - h + 1)).long()
     left = (u[:, 2 * TRIES + 1] * (width - w + 1)).long()
-    return top, left, h, w, fits.any(1)
+    return top, left, h, w, fitted
 
 
 def resize_matrix(start: Tensor, length: Tensor, size: int) -> Tensor:
@@ -124,11 +126,8 @@ def augmented(images: Tensor, u: Tensor, source: Source, *, scale: list[float], 
     parts = [RECTANGLE, 1, 3, 3, RECTANGLE + 1]
     _, _, first, second, _ = u.split(parts, dim=1)
     crop, flip, _, _, last = u.to(images.device, non_blocking=True).split(parts, dim=1)
-    top, left, h, w, fitted = rectangles(crop, scale=scale, ratio=(3 / 4, 4 / 3), height=height, width=width,
-                                         whole=True)
-    zero = torch.zeros_like(top)                    # no try fitted: the whole image
-    images = resized_crop(images, torch.where(fitted, top, zero), torch.where(fitted, left, zero),
-                          torch.where(fitted, h, height), torch.where(fitted, w, width))
+    *rectangle, _ = rectangles(crop, scale=scale, ratio=(3 / 4, 4 / 3), height=height, width=width, whole=True)
+    images = resized_crop(images, *rectangle)
     images = torch.where((flip < 0.5)[:, :, None, None], images.flip(3), images)
     fill = [round(255 * channel) for channel in source.mean]
     if rand_augment:

@@ -9,12 +9,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision.transforms.v2 import functional as F
 
 from ..runtime.seeding import generator
-from .batches import Batches, check_item
+from .batches import Batches, BatchOrder
 from .device_augment import COLUMNS, augmented
-from .sources import Source
+from .sources import Source, plain
 
 CHUNK = 4096            # images augmented together on a CPU
 BYTES = 20              # that augmentation needs at its peak for each of their values; 15 were measured
@@ -24,17 +23,12 @@ class DeviceBatches:
     """As `Batches` in batches.py, the same images in the same order, but held and augmented on the device."""
 
     def __init__(self, dataset: Dataset, source: Source, augment: dict | None, device: torch.device, **options):
-        self.order = Batches(dataset, None, **options).order    # with its shares and checks
+        self.order = BatchOrder(len(dataset), **options)
         self.batch_size, self.source, self.augment = self.order.batch_size, source, augment
-        images, labels = [], []
-        for index in range(len(dataset)):
-            image, label = dataset[index]
-            image = image if isinstance(image, Tensor) else F.pil_to_tensor(image)
-            check_item(f"image {index}", image, label, image_size=source.image_size, classes=len(source.classes))
-            images.append(image)
-            labels.append(label)
-        self.images = torch.stack(images).to(device)                                    # (size, 3, H, W) uint8
-        self.labels = torch.tensor(labels, device=device)                               # (size,)
+        whole = Batches(dataset, plain(source), batch_size=len(dataset), train=False, image_size=source.image_size,
+                        classes=len(source.classes))
+        images, labels = next(whole.epoch())
+        self.images, self.labels = images.to(device), labels.to(device)                 # (size, 3, H, W) uint8, (size,)
         free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0       # bytes
         self.together = max(CHUNK, free // 3 // (BYTES * self.images[0].numel()))
 

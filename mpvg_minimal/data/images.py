@@ -5,13 +5,15 @@ editors, file servers and archives put them there.
 """
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from PIL import Image
 from torchvision import datasets
 
-from ..runtime.errors import UserError
+from ..runtime.errors import UserError, reason
 
 IMAGE_ENDINGS = datasets.folder.IMG_EXTENSIONS
 # Pillow goes by the content of a file and reads dozens of other formats. For EPS it starts Ghostscript.
@@ -19,17 +21,21 @@ FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 PASSED_OVER = ("@eaDir", "__MACOSX")                        # made by Synology's file servers and by macOS
 
 
-def data_folder(data_dir: str | Path) -> Path:
-    """The folder that holds a data set. UserError if the name is empty or holds a null byte."""
-    if not str(data_dir) or "\0" in str(data_dir):
-        raise UserError(f"--data-dir {str(data_dir)!r} is no name of a folder: name the folder that holds the data")
-    return Path(data_dir)
+@contextmanager
+def one_line(problem: str, advice: str) -> Iterator[None]:
+    """An exception inside becomes a UserError: `problem`, the reason, the advice."""
+    try:
+        yield
+    except (MemoryError, UserError):                        # no file is to blame, or it is named already
+        raise
+    except Exception as error:                              # Pillow, XML and pycocotools raise a dozen kinds
+        raise UserError(f"{problem} ({reason(error, 500)}): {advice}") from error
 
 
 def open_file(path: str | Path) -> BinaryIO:
     """The file, to be read. ValueError for a pipe, a socket or a device, because to read them could take for ever."""
     if not stat.S_ISREG(os.stat(path).st_mode):
-        raise ValueError("it is not a regular file")
+        raise ValueError(f"{Path(path).name} is not a regular file")
     return open(path, "rb")
 
 
@@ -41,16 +47,18 @@ def open_image(path: str | Path) -> Image.Image:
     return image
 
 
-def read_rgb(path: str | Path) -> Image.Image:
-    """The image in three channels of 8 bits. UserError for pixels of 16 bits, 32 bits or floats in one channel.
+def read_rgb(path: str | Path, advice: str = "replace or remove it") -> Image.Image:
+    """The image in three channels of 8 bits. A UserError names a file that cannot be read, and ends with the advice.
 
-    Pillow would clip these at 255, so that most of a 16-bit image becomes white.
+    Pixels of 16 bits, 32 bits or floats in one channel are a UserError too, because Pillow would clip them at 255, so
+    that most of a 16-bit image becomes white.
     """
-    image = open_image(path)
-    if image.mode[0] in "IF":                               # I, I;16, I;16B, ..., F
-        raise UserError(f"{path} has pixels of more than 8 bits (Pillow's mode {image.mode}): convert the images to 8 "
-                        "bits first, because only you know which values should become black and white")
-    return image.convert("RGB")
+    with one_line(f"{path} cannot be read as an image", advice):
+        image = open_image(path)
+        if image.mode[0] in "IF":                           # I, I;16, I;16B, ..., F
+            raise UserError(f"{path} has pixels of more than 8 bits (Pillow's mode {image.mode}): convert the images "
+                            "to 8 bits first, because only you know which values should become black and white")
+        return image.convert("RGB")
 
 
 def is_image(path: str) -> bool:
@@ -88,10 +96,7 @@ def images_below(folder: str) -> list[str]:
 
 
 class ClassFolders(datasets.ImageFolder):
-    """torchvision's ImageFolder, but with the files that `images_below` finds and the pixels that `read_rgb` gives."""
-
-    def __init__(self, root: Path):
-        super().__init__(root, loader=read_rgb, is_valid_file=is_image)
+    """torchvision's ImageFolder, but with the files that `images_below` finds."""
 
     def find_classes(self, directory: Path) -> tuple[list[str], dict[str, int]]:
         folders = [entry.name for entry in os.scandir(directory) if entry.is_dir()]

@@ -49,10 +49,11 @@ def make_batches(source: Source, *, train: bool, batch_size: int, device: torch.
     if source.transforms:                                       # they make the targets, and check images and targets
         transform = source.transforms["train" if train else "test"]
     else:
-        batch_size = batch_size if train or device.type != "cuda" else max(batch_size, TESTED)
-        options |= dict(image_size=source.image_size, classes=len(source.classes), batch_size=batch_size)
+        if not train and device.type == "cuda":
+            options["batch_size"] = max(batch_size, TESTED)
         if loader == "device":
             return DeviceBatches(dataset, source, augment, device, **options)
+        options |= dict(image_size=source.image_size, classes=len(source.classes))
         transform = sources.augmentation(source, **augment) if augment else sources.plain(source)
     workers = 0 if transform is None and workers is None else choose_workers(workers)
     return Batches(dataset, transform, workers=workers, pin_memory=device.type == "cuda", **options)

@@ -3,8 +3,8 @@
 Sources of the augmentation: Cubuk et al. 2020 (RandAugment), Zhong et al. 2020 (random erasing), Zhang et al. 2018
 (mixup), Yun et al. 2019 (cutmix), all by torchvision. Shapes: B images, 3 channels, H x W pixels.
 """
-import urllib.error
 import zlib
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -14,7 +14,7 @@ from torchvision.transforms import InterpolationMode, v2
 
 from ..runtime import distributed
 from ..runtime.errors import UserError
-from .images import IMAGE_ENDINGS, ClassFolders, data_folder
+from .images import IMAGE_ENDINGS, ClassFolders, one_line, read_rgb
 from .shapes import Shapes
 
 
@@ -59,15 +59,11 @@ def open_cifar(name: str, data_dir: str) -> Source:
     """CIFAR-10 or CIFAR-100 in `data_dir`, downloaded if it is missing. UserError if it is not there afterwards."""
     kind, archive = {"cifar10": (datasets.CIFAR10, "cifar-10-python.tar.gz"),
                      "cifar100": (datasets.CIFAR100, "cifar-100-python.tar.gz")}[name]
-    data_folder(data_dir)
 
     def read() -> list[Dataset]:
-        try:
+        with one_line(f"{name} is not complete in {data_dir} and could not be downloaded",
+                      f"put {archive} into {data_dir}, or train without a download by --dataset shapes"):
             return [kind(data_dir, train=split, download=True) for split in (True, False)]
-        except (urllib.error.URLError, OSError, RuntimeError) as error:
-            why = getattr(error, "reason", error)
-            raise UserError(f"{name} is not complete in {data_dir} and could not be downloaded ({why}): put {archive} "
-                            f"into {data_dir}, or train without a download by --dataset shapes") from error
 
     train, test = distributed.first_process_first(read)
     return Source(train, test, train.classes, 32, *CIFAR_STATS[name])
@@ -76,15 +72,12 @@ def open_cifar(name: str, data_dir: str) -> Source:
 def open_imagenet(data_dir: str, image_size: int = 224) -> Source:
     """The folder with `train/CLASS/*.jpg` and `val/CLASS/*.jpg`. UserError if the files lie in another way."""
     splits = []
-    for split in (data_folder(data_dir) / "train", data_folder(data_dir) / "val"):
-        try:
-            splits.append(ClassFolders(split))
-            classless = [path for path in split.iterdir() if path.suffix.lower() in IMAGE_ENDINGS and path.is_file()
-                         and not path.name.startswith(".")]
-        except OSError as error:
-            raise UserError(f"{data_dir}: {error}. Expected {split}/CLASS/*.jpg for every class") from error
-        if classless:
-            raise UserError(f"{classless[0]} is in no class: move it to {split}/CLASS/, or away")
+    for split in (Path(data_dir) / "train", Path(data_dir) / "val"):
+        with one_line(f"{data_dir} is not complete", f"Expected {split}/CLASS/*.jpg for every class"):
+            splits.append(ClassFolders(split, loader=read_rgb))
+            for path in split.iterdir():
+                if path.suffix.lower() in IMAGE_ENDINGS and path.is_file() and not path.name.startswith("."):
+                    raise UserError(f"{path} is in no class: move it to {split}/CLASS/, or away")
     train, val = splits
     if train.classes != val.classes:
         differ = sorted(set(train.classes) ^ set(val.classes))
@@ -139,10 +132,3 @@ def limit_dataset(dataset: Dataset, limit: int | None) -> Dataset:
         return dataset
     stride = len(dataset) / limit if isinstance(dataset, datasets.ImageFolder) else 1
     return Subset(dataset, [int(number * stride) for number in range(limit)])
-
-
-def file_of(dataset: Dataset, index: int) -> str | None:
-    """The path of the file that holds image number `index`. None for data sets that are not folders of images."""
-    while isinstance(dataset, Subset):
-        dataset, index = dataset.dataset, dataset.indices[index]
-    return dataset.samples[index][0] if isinstance(dataset, datasets.ImageFolder) else None

@@ -17,6 +17,7 @@ from torchvision.models.convnext import LayerNorm2d
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.fcos import FCOS, FCOSHead
 from torchvision.models.detection.image_list import ImageList
+from torchvision.ops import box_convert
 
 from ..runtime import distributed
 from ..training.task import Task, evaluate_batches
@@ -114,19 +115,20 @@ def average_precision(found: list[dict[str, Tensor]], truths: list[Tensor]) -> d
             annotations.append({"id": len(annotations) + 1, "image_id": image, "category_id": int(label),
                                 "bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1),
                                 "iscrowd": int(ignored)})
-        for (x1, y1, x2, y2), score, label in zip(*(detections[k].tolist() for k in ("boxes", "scores", "labels"))):
-            bbox = [x1, y1, x2 - x1, y2 - y1]
-            results.append({"image_id": image, "category_id": label, "bbox": bbox, "score": score})
-    if not results or not annotations:
-        return {"ap": 0.0, "ap50": 0.0, "ap75": 0.0}
+        boxes = box_convert(detections["boxes"].double(), "xyxy", "xywh")                           # (M, 4)
+        number = boxes.new_full((len(boxes),), image)
+        results.append(torch.column_stack([number, boxes, detections["scores"], detections["labels"]]))     # (M, 7)
     classes = sorted({annotation["category_id"] for annotation in annotations})
+    results = torch.cat(results)
+    results = results[torch.isin(results[:, 6], torch.tensor(classes))]
+    if not len(results):
+        return {"ap": 0.0, "ap50": 0.0, "ap75": 0.0}
     with contextlib.redirect_stdout(io.StringIO()):                         # it prints
         truth = COCO()
         truth.dataset = {"images": [{"id": image} for image in range(1, len(truths) + 1)], "annotations": annotations,
                          "categories": [{"id": number} for number in classes]}
         truth.createIndex()
-        results = [result for result in results if result["category_id"] in classes]
-        evaluation = COCOeval(truth, truth.loadRes(results) if results else COCO(), "bbox")
+        evaluation = COCOeval(truth, truth.loadRes(results.numpy()), "bbox")
         evaluation.params.areaRng, evaluation.params.areaRngLbl = [[0, 1e10]], ["all"]
         evaluation.params.maxDets = [100]
         evaluation.evaluate()

@@ -1,21 +1,20 @@
 """VOC, COCO and ADE20K: where each one keeps its images and annotations, and how these become masks or boxes.
 
-Every `open_...(task, folder)` returns the training and the test images as `Named` data sets, and the names of the
-classes. An exception means that something is missing; `FETCH` says where to get it.
+Every `open_...(task, folder)` returns the training and the test images, and the names of the classes. An exception
+means that something is missing; `FETCH` says where to get it. Shapes: M objects, H x W pixels.
 """
-import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import torch
-from PIL import Image
+from pycocotools.coco import COCO
 from torch import Tensor
-from torch.utils.data import Dataset
-from torchvision import datasets
+from torchvision import datasets, ops
 
-from ..data.images import images_below, open_file, open_image, read_rgb
-from .files import IGNORED, Named, class_mask
+from ..data.images import images_below, open_file
+from .files import IGNORED, Annotated, class_mask
 
 VOC = ["aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
        "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"]
@@ -28,102 +27,78 @@ FETCH = {
               "that {0}/images/training and {0}/annotations/training are there"}
 
 
-def open_voc(task: str, folder: Path) -> tuple[Dataset, Dataset, list[str]]:
+def open_voc(task: str, folder: Path) -> tuple[Annotated, Annotated, list[str]]:
     masks = task == "segmentation"
-    kind, read = (datasets.VOCSegmentation, voc_mask) if masks else (datasets.VOCDetection, voc_boxes)
-    train, val = (Named(kind(folder, year="2012", image_set=split), read, voc_file) for split in ("train", "val"))
+    kind = datasets.VOCSegmentation if masks else datasets.VOCDetection
+    read = partial(class_mask, classes=21) if masks else voc_boxes
+    train, val = (kind(folder, year="2012", image_set=split) for split in ("train", "val"))
+    train, val = (Annotated(list(zip(base.images, base.targets)), read) for base in (train, val))
     return train, val, ["background", *VOC] if masks else VOC
 
 
-def voc_file(base: Any, index: int) -> str:
-    return str(base.images[index])
-
-
-def voc_mask(base: Any, index: int) -> tuple[Image.Image, Tensor]:
-    return read_rgb(base.images[index]), class_mask(open_image(base.masks[index]), 21)
-
-
-def voc_boxes(base: Any, index: int) -> tuple[Image.Image, dict[str, Tensor]]:
-    with open_file(base.annotations[index]) as file:
+def voc_boxes(path: str) -> dict[str, Tensor]:
+    with open_file(path) as file:
         objects = ElementTree.parse(file).getroot().findall("object")
     corners = [[float(o.findtext(f"bndbox/{side}")) for side in ("xmin", "ymin", "xmax", "ymax")] for o in objects]
-    return read_rgb(base.images[index]), {
-        "boxes": torch.tensor(corners), "labels": torch.tensor([VOC.index(o.findtext("name")) for o in objects]).long(),
-        "ignored": torch.tensor([float(o.findtext("difficult", "0")) for o in objects])}
+    return {"boxes": torch.tensor(corners),
+            "labels": torch.tensor([VOC.index(o.findtext("name")) for o in objects]).long(),
+            "ignored": torch.tensor([float(o.findtext("difficult", "0")) for o in objects])}
 
 
-class Coco(datasets.CocoDetection):
-    def _load_image(self, id: int) -> Image.Image:          # torchvision's would clip 16 bits and wait for a pipe
-        return read_rgb(os.path.join(self.root, self.coco.loadImgs(id)[0]["file_name"]))
-
-
-def open_coco(task: str, folder: Path) -> tuple[Dataset, Dataset, list[str]]:
-    key = "masks" if task == "segmentation" else "boxes"
+def open_coco(task: str, folder: Path) -> tuple[Annotated, Annotated, list[str]]:
     parts, names = [], []
     for split in ("train2017", "val2017"):
         if not (folder / split).is_dir():
             raise FileNotFoundError(f"no folder {folder / split}")
-        base = Coco(folder / split, folder / "annotations" / f"instances_{split}.json")
-        base = datasets.wrap_dataset_for_transforms_v2(base, target_keys=[key, "labels", "iscrowd"])
-        parts.append(Named(base, coco_masks if key == "masks" else coco_boxes, coco_file))
-        names.append([category["name"] for category in base.coco.loadCats(sorted(base.coco.getCatIds()))])
+        coco = COCO(folder / "annotations" / f"instances_{split}.json")
+        items = [(folder / split / image["file_name"], image) for image in coco.loadImgs(sorted(coco.imgs))]
+        parts.append(Annotated(items, partial(coco_masks if task == "segmentation" else coco_boxes, coco)))
+        names.append([category["name"] for category in coco.loadCats(sorted(coco.getCatIds()))])
     if names[0] != names[1]:
         raise ValueError("the two annotation files list different categories")
-    return *parts, (["background"] if key == "masks" else []) + names[0]
+    return *parts, (["background"] if task == "segmentation" else []) + names[0]
 
 
-def coco_file(base: Any, index: int) -> str:
-    return str(Path(base.root) / base.coco.loadImgs(base.ids[index])[0]["file_name"])
+def coco_label(coco: COCO, annotation: dict[str, Any]) -> int:
+    """The class from 0, because the numbers of COCO's categories have gaps. ValueError for a number of no category."""
+    number = annotation["category_id"]
+    if number not in coco.cats:
+        raise ValueError(f"the annotation has category {number}, which the file does not list")
+    return sorted(coco.cats).index(number)
 
 
-def coco_labels(base: Any, target: dict[str, Any]) -> Tensor:
-    """Classes from 0, because the numbers of COCO's categories have gaps. ValueError for a number of no category."""
-    numbers = torch.tensor(sorted(base.coco.getCatIds()))
-    unknown = target["labels"][~torch.isin(target["labels"], numbers)].tolist()
-    if unknown:
-        raise ValueError(f"the annotation has category {unknown[0]}, which the file does not list")
-    return torch.bucketize(target["labels"], numbers)
+def coco_boxes(coco: COCO, image: dict[str, Any]) -> dict[str, Tensor]:
+    annotations = coco.imgToAnns[image["id"]]
+    boxes = torch.tensor([a["bbox"] for a in annotations], dtype=torch.float32).reshape(-1, 4)
+    return {"boxes": ops.box_convert(boxes, "xywh", "xyxy"),
+            "labels": torch.tensor([coco_label(coco, a) for a in annotations]).long(),
+            "ignored": torch.tensor([a["iscrowd"] for a in annotations]).float()}
 
 
-def coco_boxes(base: Any, index: int) -> tuple[Image.Image, dict[str, Tensor]]:
-    image, target = base[index]
-    if "boxes" not in target:                               # an image without an annotation
-        return image, {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0).long(), "ignored": torch.zeros(0)}
-    return image, {"boxes": target["boxes"].as_subclass(Tensor), "labels": coco_labels(base, target),
-                   "ignored": torch.tensor(target["iscrowd"]).float()}
-
-
-def coco_masks(base: Any, index: int) -> tuple[Image.Image, Tensor]:
+def coco_masks(coco: COCO, image: dict[str, Any]) -> Tensor:
     """Instances painted from the largest to the smallest: 0 is the background, and crowds are IGNORED."""
-    image, target = base[index]
-    painted = torch.zeros(image.height, image.width, dtype=torch.uint8)
-    if "masks" in target:
-        masks, labels = target["masks"].as_subclass(Tensor).bool(), coco_labels(base, target) + 1
-        for number in masks.flatten(1).sum(1).argsort(descending=True).tolist():
-            painted[masks[number]] = IGNORED if target["iscrowd"][number] else int(labels[number])
-    return image, painted
+    painted = torch.zeros(image["height"], image["width"], dtype=torch.uint8)
+    instances = [(torch.from_numpy(coco.annToMask(a)).bool(), a) for a in coco.imgToAnns[image["id"]]]
+    for mask, annotation in sorted(instances, key=lambda instance: -instance[0].sum()):
+        painted[mask] = IGNORED if annotation["iscrowd"] else coco_label(coco, annotation) + 1
+    return painted
 
 
-def open_ade20k(task: str, folder: Path) -> tuple[Dataset, Dataset, list[str]]:
+def open_ade20k(task: str, folder: Path) -> tuple[Annotated, Annotated, list[str]]:
     if task != "segmentation":
         raise ValueError("this folder has masks alone: use --task segmentation")
     parts = []
     for split in ("training", "validation"):
         images, masks = folder / "images" / split, folder / "annotations" / split
         files = [Path(path) for path in images_below(str(images))]
-        pairs = [(path, masks / path.relative_to(images).with_suffix(".png")) for path in files]
-        parts.append(Named(pairs, ade20k_mask, ade20k_file))
+        items = [(path, masks / path.relative_to(images).with_suffix(".png")) for path in files]
+        parts.append(Annotated(items, ade20k_mask))
     return *parts, [f"class {number}" for number in range(1, 151)]
 
 
-def ade20k_file(base: list[tuple[Path, Path]], index: int) -> str:
-    return str(base[index][0])
-
-
-def ade20k_mask(base: list[tuple[Path, Path]], index: int) -> tuple[Image.Image, Tensor]:
+def ade20k_mask(path: Path) -> Tensor:
     """In the files 0 stands for "other", which does not count. 1 ... 150 become 0 ... 149."""
-    image, mask = base[index]
-    return read_rgb(image), class_mask(open_image(mask), 151) - 1       # uint8: 0 - 1 is 255, which is IGNORED
+    return class_mask(path, 151) - 1                                    # uint8: 0 - 1 is 255, which is IGNORED
 
 
 OPEN = {"voc": open_voc, "coco": open_coco, "ade20k": open_ade20k}

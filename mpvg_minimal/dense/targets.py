@@ -9,20 +9,20 @@ mean IoU is not the one at the original size. Nothing is downloaded: the message
 """
 import contextlib
 import io
+from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import TensorDataset
 from torchvision import ops
 from torchvision.transforms import v2
 
-from ..data.images import data_folder
+from ..data.images import one_line
 from ..data.shapes import KINDS, Shapes
 from ..data.sources import IMAGENET_STATS, SHAPES_STATS, Source
-from ..runtime.errors import UserError, reason
-from .files import LONG
+from ..runtime.errors import UserError
 from .layouts import FETCH, OPEN
 
 MOST = 100              # objects in an image; if there are more, the largest are kept
@@ -37,19 +37,11 @@ def open_dense(task: str, dataset: str, data_dir: str, image_size: int, scale: l
     """
     if dataset == "shapes":
         return open_shapes(task)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):                     # pycocotools prints
-            train, test, classes = OPEN[dataset](task, data_folder(data_dir))
-    except (MemoryError, UserError):
-        raise
-    except ImportError as error:                                            # pycocotools
-        raise UserError(f"{error}: --dataset {dataset} needs it, install it by pip") from error
-    except Exception as error:                                              # the files may hold anything
-        raise UserError(f"{dataset} is not complete in {data_dir} ({reason(error, LONG)}): fetch "
-                        + FETCH[dataset].format(data_dir)) from error
+    fetch = "fetch " + FETCH[dataset].format(data_dir)
+    with one_line(f"{dataset} is not complete in {data_dir}", fetch), contextlib.redirect_stdout(io.StringIO()):
+        train, test, classes = OPEN[dataset](task, Path(data_dir))          # pycocotools prints
     if not len(train) or not len(test):
-        raise UserError(f"{data_dir} holds {len(train)} training and {len(test)} test images: fetch "
-                        + FETCH[dataset].format(data_dir))
+        raise UserError(f"{data_dir} holds {len(train)} training and {len(test)} test images: {fetch}")
     return Source(train, test, classes, image_size, *IMAGENET_STATS, transforms_of(image_size, scale))
 
 
@@ -62,33 +54,23 @@ def transforms_of(image_size: int, scale: list[float] | None) -> dict[str, v2.Co
 
 def open_shapes(task: str) -> Source:
     """The built-in shapes in 3 x 2 classes: the kind of a shape AND the half of the image in which it stands."""
-    train, test = DenseShapes("train", task), DenseShapes("test", task)
+    train, test = dense_shapes("train", task), dense_shapes("test", task)
     classes = [f"{kind}, {side}" for kind in KINDS for side in ("left", "right")]
     classes = ["background", *classes] if task == "segmentation" else classes
-    return Source(train, test, classes, train.images.shape[-1], *SHAPES_STATS, {"train": None, "test": None})
+    return Source(train, test, classes, train[0][0].shape[-1], *SHAPES_STATS, {"train": None, "test": None})
 
 
-class DenseShapes(Dataset):
-    """The images of `Shapes`, with masks or boxes as targets."""
-
-    def __init__(self, split: str, task: str, *, size: int | None = None):
-        shapes = Shapes(split, size=size)
-        right = torch.arange(16) % 4 >= 2                                   # (cells,)
-        classes = 2 * shapes.kinds + right                                  # (size, cells)
-        self.images = shapes.images
-        if task == "segmentation":
-            of_instance = torch.nn.functional.pad(classes + 1, (1, 0))      # instance 0 is the background
-            flat = of_instance.gather(1, shapes.instances.flatten(1).long())
-            self.targets = flat.view_as(shapes.instances).to(torch.uint8)   # (size, S, S)
-        else:
-            rows = [classes[..., None], shapes.boxes, torch.zeros_like(classes[..., None])]
-            self.targets = torch.cat(rows, dim=-1)                          # (size, cells, 6)
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return self.images[index], self.targets[index]
+def dense_shapes(split: str, task: str, *, size: int | None = None) -> TensorDataset:
+    """The images of `Shapes`, with masks (size, S, S) or objects (size, cells, 6) as targets."""
+    shapes = Shapes(split, size=size)
+    right = torch.arange(16) % 4 >= 2                                       # (cells,)
+    classes = 2 * shapes.kinds + right                                      # (size, cells)
+    if task == "detection":
+        rows = [classes[..., None], shapes.boxes, torch.zeros_like(classes[..., None])]
+        return TensorDataset(shapes.images, torch.cat(rows, dim=-1))
+    of_instance = torch.nn.functional.pad(classes + 1, (1, 0))              # instance 0 is the background
+    flat = of_instance.gather(1, shapes.instances.flatten(1).long())
+    return TensorDataset(shapes.images, flat.view_as(shapes.instances).to(torch.uint8))
 
 
 def pack(image: Image.Image, target: Any) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..data import cache, sources
-from ..data.loading import choose_workers, make_batches, normalizer
+from ..data.loading import make_batches, normalizer
 from ..runtime import distributed
 from ..runtime.signals import Interrupt
 from ..training import recipes
@@ -71,7 +71,7 @@ def real_over_synthetic(setup: Setup) -> dict[str, Any]:
     args, recipe, settings = setup.args, setup.recipe, setup.settings
     source = sources.open_source(args.dataset, args.data_dir, settings["image_size"])
     if args.cache:
-        source = cache.cached(source, args.cache, limit=args.limit, workers=choose_workers(args.workers))
+        source = cache.cached(source, args.cache)
     real = make_batches(source, train=True, batch_size=recipe.batch_size, device=setup.device, augment=recipe.augment,
                         seed=recipe.seed, limit=args.limit, loader=settings["loader"], workers=args.workers)
     batch = tuple(part.to(setup.device) for part in next(iter(real.epoch())))
