@@ -51,17 +51,27 @@ def test_the_speeds_on_the_page_by_another_way():
         assert sentence in page, sentence
 
 
-@pytest.mark.parametrize("file, cells", [
-    ("README.md", ["gap lape - gap once", "cls lape - cls once", "gap mpvg - gap pvg",
-                   "gap once, PE std 0.2 - gap once", "gap mpvg, free bias - gap mpvg"]),
-    ("results/README.md", ["gap once, PE std 0.2 - gap once", "gap lape - gap once, PE std 0.2", "gap once - cls once",
-                           "gap mpvg, stopped gradient - gap mpvg", "gap mpvg, sign flipped - gap mpvg"])])
-def test_the_differences_that_are_spoken_of(file, cells):
-    scores = {(run["cell"], run["seed"]): run["top1"] for run in measured("grid_cifar10_jpeg_reduced")}
+@pytest.mark.parametrize("grid, file, cells", [
+    ("twelve", "README.md", ["gap lape - gap once", "cls lape - cls once"]),
+    ("reduced", "README.md", [
+        "gap lape - gap once", "cls lape - cls once", "gap mpvg - gap pvg", "gap once, PE std 0.2 - gap once",
+        "gap mpvg, free bias - gap mpvg"]),
+    ("reduced", "results/README.md", [
+        "gap once, PE std 0.2 - gap once", "gap lape - gap once, PE std 0.2", "gap once - cls once",
+        "gap mpvg, stopped gradient - gap mpvg", "gap mpvg, sign flipped - gap mpvg"])])
+def test_the_differences_that_are_spoken_of(grid, file, cells):
+    scores = {(run["cell"], run["seed"]): run["top1"] for run in measured(f"grid_cifar10_jpeg_{grid}")}
     text = flat(file).replace("−", "-")
     for one, other in (cell.split(" - ") for cell in cells):
         difference = grid_report.mean_and_error(grid_report.paired(scores, {one: 1, other: -1}), sign="+")
         assert difference in text, (one, other)
+
+
+def test_the_correlations_that_the_readme_speaks_of():
+    last = [run["epochs"][-1] for run in measured("grid_cifar10_jpeg_twelve") if run["cell"] == "gap lape"]
+    for key in ("correlation", "shared_correlation", "place_correlation"):
+        found = grid_report.mean_and_error([epoch[key][-2] for epoch in last])
+        assert found in flat("README.md").replace("−", "-"), (key, found)
 
 
 def test_the_readme_is_short_and_its_links_lead_somewhere():
