@@ -6,7 +6,7 @@ import time
 
 import pytest
 from conftest import ROOT
-from runs import in_child
+from runs import ended, fork
 
 sys.path.insert(0, str(ROOT / "tutorials"))
 import gpu_day  # noqa: E402
@@ -19,7 +19,7 @@ def run(out, *flags):
     def start():
         sys.argv = ["gpu_day.py", "--out", str(out), *flags]
         gpu_day.main()
-    return in_child(start, timeout=240, environment={"OMP_NUM_THREADS": "1"})
+    return ended(fork(start, {"OMP_NUM_THREADS": "1"}), 240)
 
 
 @pytest.mark.parametrize("parts", [["waits", "epochs"], pytest.param(list(gpu_day.COMMANDS), marks=pytest.mark.slow)],

@@ -21,9 +21,9 @@ FOLDER = ("train_imagenet", "--gap", "--mpvg", "--model", "vit_nano", "--image-s
           "--batch-size", 12, "--workers", 0)
 
 
-def done(script, *flags, fault=None):
+def done(script, *flags, **options):
     """What a run that must end well has printed."""
-    ended = run(script, *flags, fault=fault, timeout=240)
+    ended = run(script, *flags, timeout=240, **options)
     assert ended.code == 0, ended
     return ended.out.splitlines()
 
@@ -52,7 +52,7 @@ def metrics(out):
 def test_shapes_from_nothing_to_pictures(tmp_path):
     out = tmp_path / "run"
     flags = ("train_cifar", "--gap", "--mpvg", "--dataset", "shapes", "--batch-size", 32, "--epochs", 2, "--out", out)
-    printed = done(*flags)
+    printed = done(*flags, curves=True)
     assert {"config.json", "metrics.jsonl", "checkpoint.pt", "curves.png"} <= {path.name for path in out.iterdir()}
     lines = metrics(out)
     assert [line["epoch"] for line in lines] == [1, 2]

@@ -34,8 +34,8 @@ def batch(size=8):
     return torch.randn(size, 3, 8, 8), torch.randint(5, (size,))
 
 
-def new_run(tmp_path, model=None, **changed):
-    return start_run(model or tiny(), replace(RECIPE, **changed), out=tmp_path, device=CPU)
+def new_run(tmp_path, model=None, task=CLASSIFICATION, **changed):
+    return start_run(model or tiny(), replace(RECIPE, **changed), out=tmp_path, device=CPU, task=task)
 
 
 def test_weight_decay_is_for_the_weights_of_linear_maps_alone():
