@@ -1,7 +1,7 @@
 """What the paper says about the counterbalance, and our four predictions, as numbers with a verdict.
 
 Each row is a quantity of a trained model, summed over cells with weights, seed by seed (`paired`). Expected is a sign,
-or 0 for equal: the value lies within the row's margin of 0. The signs are older than the runs. The margins were set when
+or 0 for equal: the value lies within the margin of 0. The signs are older than the runs. The margins were set when
 two runs of twelve blocks were finished and seen, PE once and LaPE with a class token.
 Sources: the paper's Fig. 2 b and appendix; what is marked "ours" follows from them, tutorials 5 and 6.
 """
