@@ -316,9 +316,10 @@ def test_a_data_dir_that_is_a_file_is_refused(tmp_path, no_network):
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100", "imagenet"])
-@pytest.mark.parametrize("data_dir, why", [("a\0b", "null"), ("x" * 300, "too long"),
-                                           ("\udcff\udcfe", "\udcff\udcfe")])
+@pytest.mark.parametrize("data_dir, why", [("", "--data-dir '' is no name"), ("a\0b", r"--data-dir 'a\\x00b' is"),
+                                           ("x" * 300, "too long"), ("\udcff\udcfe", "\udcff\udcfe")])
 def test_a_name_that_no_folder_can_have_is_refused(name, data_dir, why, no_network, tmp_path, monkeypatch):
+    """Empty: not the current folder, for instance where the shell's variable is not set."""
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=why):
         open_source(name, data_dir)

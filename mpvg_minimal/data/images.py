@@ -21,6 +21,13 @@ FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 PASSED_OVER = ("@eaDir", "__MACOSX")                        # made by Synology's file servers and by macOS
 
 
+def data_folder(data_dir: str | Path) -> Path:
+    """The folder that holds a data set. UserError if the name is empty or holds a null byte."""
+    if not str(data_dir) or "\0" in str(data_dir):
+        raise UserError(f"--data-dir {str(data_dir)!r} is no name of a folder: name the folder that holds the data")
+    return Path(data_dir)
+
+
 @contextmanager
 def one_line(problem: str, advice: str) -> Iterator[None]:
     """An exception inside becomes a UserError: `problem`, the reason, the advice."""

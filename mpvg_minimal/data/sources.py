@@ -4,7 +4,6 @@ Sources of the augmentation: Cubuk et al. 2020 (RandAugment), Zhong et al. 2020 
 (mixup), Yun et al. 2019 (cutmix), all by torchvision. Shapes: B images, 3 channels, H x W pixels.
 """
 import zlib
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -14,7 +13,7 @@ from torchvision.transforms import InterpolationMode, v2
 
 from ..runtime import distributed
 from ..runtime.errors import UserError
-from .images import IMAGE_ENDINGS, ClassFolders, one_line, read_rgb
+from .images import IMAGE_ENDINGS, ClassFolders, data_folder, one_line, read_rgb
 from .shapes import Shapes
 
 
@@ -59,6 +58,7 @@ def open_cifar(name: str, data_dir: str) -> Source:
     """CIFAR-10 or CIFAR-100 in `data_dir`, downloaded if it is missing. UserError if it is not there afterwards."""
     kind, archive = {"cifar10": (datasets.CIFAR10, "cifar-10-python.tar.gz"),
                      "cifar100": (datasets.CIFAR100, "cifar-100-python.tar.gz")}[name]
+    data_folder(data_dir)
 
     def read() -> list[Dataset]:
         with one_line(f"{name} is not complete in {data_dir} and could not be downloaded",
@@ -72,7 +72,7 @@ def open_cifar(name: str, data_dir: str) -> Source:
 def open_imagenet(data_dir: str, image_size: int = 224) -> Source:
     """The folder with `train/CLASS/*.jpg` and `val/CLASS/*.jpg`. UserError if the files lie in another way."""
     splits = []
-    for split in (Path(data_dir) / "train", Path(data_dir) / "val"):
+    for split in (data_folder(data_dir) / "train", data_folder(data_dir) / "val"):
         with one_line(f"{data_dir} is not complete", f"Expected {split}/CLASS/*.jpg for every class"):
             splits.append(ClassFolders(split, loader=read_rgb))
             for path in split.iterdir():

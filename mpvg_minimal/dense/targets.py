@@ -9,7 +9,6 @@ mean IoU is not the one at the original size. Nothing is downloaded: the message
 """
 import contextlib
 import io
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ from torch.utils.data import TensorDataset
 from torchvision import ops
 from torchvision.transforms import v2
 
-from ..data.images import one_line
+from ..data.images import data_folder, one_line
 from ..data.shapes import KINDS, Shapes
 from ..data.sources import IMAGENET_STATS, SHAPES_STATS, Source
 from ..runtime.errors import UserError
@@ -39,7 +38,7 @@ def open_dense(task: str, dataset: str, data_dir: str, image_size: int, scale: l
         return open_shapes(task)
     fetch = "fetch " + FETCH[dataset].format(data_dir)
     with one_line(f"{dataset} is not complete in {data_dir}", fetch), contextlib.redirect_stdout(io.StringIO()):
-        train, test, classes = OPEN[dataset](task, Path(data_dir))          # pycocotools prints
+        train, test, classes = OPEN[dataset](task, data_folder(data_dir))          # pycocotools prints
     if not len(train) or not len(test):
         raise UserError(f"{data_dir} holds {len(train)} training and {len(test)} test images: {fetch}")
     return Source(train, test, classes, image_size, *IMAGENET_STATS, transforms_of(image_size, scale))
