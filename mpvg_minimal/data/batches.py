@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from contextlib import nullcontext
 from errno import ENOSPC
 
 import torch
@@ -22,10 +23,11 @@ from ..runtime.seeding import generator, seeded
 class EpochDataset(Dataset):
     """keyed[epoch, index] -> (image uint8, label). The epoch is part of the index, so that worker processes know it.
 
+    seed: of what the transform draws. None: it draws nothing, and seeding would cost more than a small image does.
     image_size, classes: a UserError names an image of another size, or a label that is no class. None: not checked.
     """
 
-    def __init__(self, dataset: Dataset, transform: v2.Transform | None, seed: int, *,
+    def __init__(self, dataset: Dataset, transform: v2.Transform | None, seed: int | None, *,
                  image_size: int | None = None, classes: int | None = None):
         self.dataset, self.transform, self.seed = dataset, transform, seed
         self.image_size, self.classes = image_size, classes
@@ -34,7 +36,7 @@ class EpochDataset(Dataset):
         epoch, index = key
         image, label = self.dataset[index]
         if self.transform is not None:
-            with seeded("image", self.seed, epoch, index):
+            with nullcontext() if self.seed is None else seeded("image", self.seed, epoch, index):
                 image, label = self.transform(image, label)
         expected = (3, self.image_size, self.image_size)
         if self.image_size is not None and tuple(image.shape) != expected:
@@ -58,8 +60,8 @@ class Batches:
         self.batch_size = batch_size
         self.order = BatchOrder(len(dataset), batch_size=batch_size, train=train, seed=seed, rank=rank, world=world)
         self.loader = DataLoader(
-            EpochDataset(dataset, transform, seed, **expected), batch_sampler=self.order, num_workers=workers,
-            pin_memory=pin_memory, persistent_workers=workers > 0, worker_init_fn=outlive_signal,
+            EpochDataset(dataset, transform, seed if train else None, **expected), batch_sampler=self.order,
+            num_workers=workers, pin_memory=pin_memory, persistent_workers=workers > 0, worker_init_fn=outlive_signal,
             generator=torch.Generator())                        # its own, so that iter() draws from no shared one
 
     def __len__(self) -> int:
