@@ -10,10 +10,10 @@ import statistics
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from grid_report import mean_and_error, p_value, paired, verdict
+from grid_report import claim_line, p_value, paired, verdict
 
 Run = dict[str, Any]
-LAST_NORM = -1
+LAST_BLOCK, LAST_NORM = -2, -1              # positions in the lists of a run's measures
 
 
 class Row(NamedTuple):
@@ -26,13 +26,9 @@ class Row(NamedTuple):
     margin: float = 0.0                         # how far from 0 counts as equal
 
 
-def place(key: str, number: int) -> Callable[[Run], float]:
-    """A measure after the last epoch at one place: block 1, 2, ..., or LAST_NORM."""
-    return lambda run: run["epochs"][-1][key][number if number < 0 else number - 1]
-
-
-def last_block(key: str) -> Callable[[Run], float]:
-    return lambda run: run["epochs"][-1][key][-2]
+def at(key: str, place: int) -> Callable[[Run], float]:
+    """A measure after the last epoch, in the LAST_BLOCK or at the LAST_NORM."""
+    return lambda run: run["epochs"][-1][key][place]
 
 
 def top1(run: Run) -> float:
@@ -46,7 +42,7 @@ def growth(run: Run) -> float:
 
 
 def parts_differ(run: Run) -> float:
-    return last_block("place_correlation")(run) - last_block("shared_correlation")(run)
+    return at("place_correlation", LAST_BLOCK)(run) - at("shared_correlation", LAST_BLOCK)(run)
 
 
 def norm_cosine(run: Run) -> float:
@@ -67,31 +63,32 @@ def lost_without(where: str) -> Callable[[Run], float]:
 
 LAPE, MPVG = {"gap lape": 1}, {"gap mpvg": 1}
 ROWS = (
-    Row("PE counterbalances: r in the last block, LaPE", -1, LAPE, last_block("correlation"), "−0.95"),
+    Row("PE counterbalances: r in the last block, LaPE", -1, LAPE, at("correlation", LAST_BLOCK), "−0.95"),
     Row("more with depth: r in the last block − r in the first, LaPE", -1, LAPE, growth, "−0.58"),
     Row("the same, MPVG", -1, MPVG, growth, "–"),
-    Row("at the last norm too: r there, MPVG", -1, MPVG, place("correlation", LAST_NORM), "–"),
+    Row("at the last norm too: r there, MPVG", -1, MPVG, at("correlation", LAST_NORM), "–"),
     Row("PE is used: points lost without it in testing, MPVG", -1, MPVG, lost_without("all")),
     Row("and at the last norm alone", -1, MPVG, lost_without("last norm")),
     Row("PE at the last norm is more than a free bias there", +1, MPVG | {"gap mpvg, free bias": -1}, top1),
     Row("LaPE is more than PE once that starts larger (std 0.2)", +1, LAPE | {"gap once, PE std 0.2": -1}, top1),
-    Row("1. the shared parts oppose: their r in the last block, LaPE", -1, LAPE, last_block("shared_correlation")),
-    Row("1. what differs by place does not: its r in the last block, LaPE", +1, LAPE, last_block("place_correlation")),
+    Row("1. the shared parts oppose: their r in the last block, LaPE", -1, LAPE, at("shared_correlation", LAST_BLOCK)),
+    Row("1. what differs by place does not: its r in the last block, LaPE", +1, LAPE,
+        at("place_correlation", LAST_BLOCK)),
     Row("1. the second less the first", +1, LAPE, parts_differ),
-    Row("2. the last norm's Var(β): PVG − MPVG", +1, {"gap pvg": 1, "gap mpvg": -1}, place("beta_variance", LAST_NORM),
+    Row("2. the last norm's Var(β): PVG − MPVG", +1, {"gap pvg": 1, "gap mpvg": -1}, at("beta_variance", LAST_NORM),
         "+0.2194", 4),
     Row("2. learnt there: ln Var(β + c) of MPVG − ln Var(β) of PVG", 0, {"gap mpvg": 1, "gap pvg": -1},
         log_learnt_at_last_norm, margin=math.log(1.25)),
     Row("2. learnt in blocks: ln Var(β + shared PE) of LaPE − ln Var(β) of PE once", 0, {"gap lape": 1, "gap once": -1},
         log_learnt_in_blocks, margin=math.log(1.25)),
     Row("3. without the shared part: r in the last block", 0, {"gap mpvg, without the shared part": 1},
-        last_block("correlation"), margin=0.1),
+        at("correlation", LAST_BLOCK), margin=0.1),
     Row("3. and no accuracy lost", 0, {"gap mpvg, without the shared part": 1, "gap mpvg": -1}, top1, margin=0.5),
     Row("3. the shared part alone: accuracy lost", -1, {"gap mpvg, the shared part alone": 1, "gap mpvg": -1}, top1),
     Row("4. cosine before and after the last norm, PVG: GAP − class token", -1, {"gap pvg": 1, "cls pvg": -1},
         norm_cosine, "−0.1602", 4),
     Row("4. the last norm's Var(β), PVG: GAP − class token", +1, {"gap pvg": 1, "cls pvg": -1},
-        place("beta_variance", LAST_NORM), "–", 4),
+        at("beta_variance", LAST_NORM), "–", 4),
 )
 
 
@@ -114,11 +111,9 @@ def predictions_table(runs: list[Run]) -> list[str]:
         runs_of = [run for run in runs if run["cell"] in row.cells and "learnt_shift_variance" in run]
         values = paired({(run["cell"], run["seed"]): row.quantity(run) for run in runs_of}, row.cells)
         if values:
-            p, answer = None, "too few seeds"
-            if len(values) > 1:
-                p, answer = ((p_value(values), verdict(values, row.expected)) if row.expected
-                             else equal(values, row.margin))
-            shown = "–" if p is None else f"{p:.3f}" if p >= 0.001 else "< 0.001"
-            lines.append(f"| {row.claim} | {row.theirs} | {mean_and_error(values, row.digits, '+')} | {len(values)} | "
-                         f"{shown} | {answer} |")
+            if row.expected or len(values) < 2:
+                tested = p_value(values), verdict(values, row.expected)
+            else:
+                tested = equal(values, row.margin)
+            lines.append(claim_line(row.claim, row.theirs, values, *tested, digits=row.digits))
     return lines if len(lines) > 2 else []

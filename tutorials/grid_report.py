@@ -41,8 +41,13 @@ def standard_error(values: list[float]) -> float:
     return statistics.stdev(values) / math.sqrt(len(values))
 
 
-def p_value(values: list[float], steps: int = 20_000) -> float:
-    """Two-sided p of a t-test that the mean is 0. With t = sqrt(n) tan(a), Student's density is cos(a) ** (n - 1)."""
+def p_value(values: list[float], steps: int = 20_000) -> float | None:
+    """Two-sided p of a t-test that the mean is 0. None: a single value cannot tell.
+
+    With t = sqrt(n) tan(a), Student's density is cos(a) ** (n - 1).
+    """
+    if len(values) < 2:
+        return None
     error, freedom = standard_error(values), len(values) - 1
     if not error:
         return 0.0 if statistics.mean(values) else 1.0
@@ -106,10 +111,14 @@ def claims_table(runs: list[dict[str, Any]]) -> list[str]:
     for claim, expected, weights, theirs in CLAIMS:
         values = paired(scores, weights)
         if values:
-            p = "–" if len(values) < 2 else f"{p:.3f}" if (p := p_value(values)) >= 0.001 else "< 0.001"
-            lines.append(f"| {claim} | {theirs} | {mean_and_error(values, sign='+')} | {len(values)} | {p} | "
-                         f"{verdict(values, expected)} |")
+            lines.append(claim_line(claim, theirs, values, p_value(values), verdict(values, expected)))
     return lines
+
+
+def claim_line(claim: str, theirs: str, values: list[float], p: float | None, answer: str, digits: int = 2) -> str:
+    """A row of Markdown: the claim, the paper's figure, ours, seeds, p and verdict."""
+    shown = "–" if p is None else f"{p:.3f}" if p >= 0.001 else "< 0.001"
+    return f"| {claim} | {theirs} | {mean_and_error(values, digits, '+')} | {len(values)} | {shown} | {answer} |"
 
 
 def table(runs: list[dict[str, Any]], groups: dict[str, dict[str, Any]], *, command: str) -> str:

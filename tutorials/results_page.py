@@ -15,7 +15,7 @@ from grid_findings import by_depth, correlations, shifts, zeroed  # noqa: E402
 from grid_predictions import predictions_table  # noqa: E402
 from grid_report import claims_table, mean_and_error, origins, paired, short_table  # noqa: E402
 
-from mpvg_minimal.tools import cost, cost_report  # noqa: E402
+from mpvg_minimal.tools import cost  # noqa: E402
 
 RESULTS = ROOT / "results"
 PUBLISHED = """\
@@ -100,6 +100,22 @@ def reduced_sentences() -> list[str]:
         ({difference('gap mpvg, sign flipped', 'gap mpvg')}) differ from MPVG by no more than noise.""")
 
 
+def cost_table(rows: list[dict[str, Any]]) -> str:
+    """What MPVG costs, a line for each model, in ratios to PE added once, and the peers' ratios if measured."""
+    lines = ["| model | extra parameters | training | inference | folded | timm: training, inference "
+             "| vit-pytorch: training, inference |", "|---|---|---|---|---|---|---|"]
+    for name, compiled in dict.fromkeys((row["model"], row["compiled"]) for row in rows):
+        of = {row["variant"]: row for row in rows if (row["model"], row["compiled"]) == (name, compiled)}
+        mpvg = of["mpvg"]
+        cells = [f"`{name}`{', compiled' if compiled else ''}",
+                 f"{mpvg['parameters'] / of['once']['parameters'] - 1:.2%}", f"{mpvg['train_ratio']:.3f}",
+                 f"{mpvg['inference_ratio']:.3f}", f"{of['mpvg, folded']['inference_ratio']:.3f}"]
+        for peer in (of.get("timm"), of.get("vit-pytorch")):
+            cells.append(f"{peer['train_ratio']:.3f}, {peer['inference_ratio']:.3f}" if peer else "not measured")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def costs() -> list[str]:
     eager, compiled = read("cost_cpu"), read("cost_cpu_compiled")
     rows = eager["rows"] + compiled["rows"]
@@ -113,7 +129,7 @@ def costs() -> list[str]:
         `{command_of(compiled)}`, commit `{eager['environment']['commit']}` ([eager](cost_cpu.json),
         [compiled](cost_cpu_compiled.json)). Medians over rounds in which the candidates take turns. As a check we also
         timed an identical copy of PE once: its true ratio is 1, we measured {span(cost.COPY)}. Differences below 2 %
-        are noise. On a GPU: not measured."""), cost_report.short_table(rows), "",
+        are noise. On a GPU: not measured."""), cost_table(rows), "",
         *say(f"""timm's ViT is the same model to the last parameter. Its tokens keep a convolution's layout in memory,
         so every norm copies them: it runs at {span('timm', False)} of our images/s, compiled at {span('timm', True)}.
         `vit_lite` still had biases on queries, keys and values when this was measured.""")]

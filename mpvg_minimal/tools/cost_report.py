@@ -15,19 +15,3 @@ def table(rows: list[dict[str, Any]]) -> str:
         cells = [format(row[key], form) if row.get(key) else "–" for key, form in COLUMNS.values()]
         lines.append(f"| {row['model']}{', compiled' * row['compiled']} | {row['variant']} | {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def short_table(rows: list[dict[str, Any]]) -> str:
-    """What MPVG costs, a line for each model, in ratios to PE added once, and the peers' ratios if measured."""
-    lines = ["| model | extra parameters | training | inference | folded | timm: training, inference "
-             "| vit-pytorch: training, inference |", "|---|---|---|---|---|---|---|"]
-    for name, compiled in dict.fromkeys((row["model"], row["compiled"]) for row in rows):
-        of = {row["variant"]: row for row in rows if (row["model"], row["compiled"]) == (name, compiled)}
-        mpvg = of["mpvg"]
-        cells = [f"`{name}`{', compiled' if compiled else ''}",
-                 f"{mpvg['parameters'] / of['once']['parameters'] - 1:.2%}", f"{mpvg['train_ratio']:.3f}",
-                 f"{mpvg['inference_ratio']:.3f}", f"{of['mpvg, folded']['inference_ratio']:.3f}"]
-        for peer in (of.get("timm"), of.get("vit-pytorch")):
-            cells.append(f"{peer['train_ratio']:.3f}, {peer['inference_ratio']:.3f}" if peer else "not measured")
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
