@@ -1,5 +1,6 @@
 """Runs in two processes, and from a shell: stopped, killed, restarted by torchrun, and the end is the same run's."""
 import logging
+import multiprocessing.util
 import os
 import signal
 import subprocess
@@ -84,10 +85,16 @@ def test_a_killed_rank_ends_the_other(tmp_path, killed, moment):
 
 
 def torchruns_agent(out: Path, restarts: int) -> None:
-    """What torchrun does after reading its flags; its two ranks are forks, and the second one is killed once."""
+    """What torchrun does after reading its flags; its two ranks are forks, and the second one is killed once.
+
+    The first one then ends by itself, a second later than it would: the agent names the end that it sees first.
+    """
     def killed_once():
-        if (os.environ["RANK"], os.environ["TORCHELASTIC_RESTART_COUNT"]) == ("1", "0"):
-            KILLS["mid-epoch"]()
+        if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+            if os.environ["RANK"] == "1":
+                KILLS["mid-epoch"]()
+            else:
+                multiprocessing.util.Finalize(None, time.sleep, args=(1,), exitpriority=0)
     logging.getLogger("torch").addHandler(logging.StreamHandler(sys.stderr))        # pytest has taken torch's own
     config = LaunchConfig(1, 1, 2, run_id="test", rdzv_backend="c10d", rdzv_endpoint="localhost:0",
                           max_restarts=restarts, start_method="fork")
