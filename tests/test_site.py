@@ -28,7 +28,7 @@ each_tutorial = pytest.mark.parametrize("tutorial", TUTORIALS, ids=lambda path: 
 def built(tmp_path_factory):
     """(folder, address -> HTML) of all pages."""
     out = tmp_path_factory.mktemp("site")
-    site.Site(out).build()
+    site.Site().build(out)
     return out, {path.relative_to(out).as_posix(): path.read_text() for path in out.rglob("*.html")}
 
 
@@ -164,7 +164,7 @@ def test_a_file_that_moves_is_found_in_its_new_place(tmp_path, monkeypatch):
         "# 1. One\n\n`Moved.here` and `here()`, `moved.py`, but not `Block.nowhere`.\n\n```python\n"
         "from mpvg_minimal.wing.deep.moved import Moved\nfrom mpvg_minimal import fold_last_pe\n```\n")
     monkeypatch.setattr(site, "ROOT", tmp_path)
-    site.Site(tmp_path / "site").build()
+    site.Site().build(tmp_path / "site")
     page, place = (tmp_path / "site/tutorials/01_one.html").read_text(), "../mpvg_minimal/wing/deep/moved.py.html"
     assert links(article(page)) == [f"{place}#Moved.here", f"{place}#Moved.here", f"{place}#{place[3:-5]}"]
     assert [link for link in links(page) if link.endswith(".py.html")] == [place, "../mpvg_minimal/fold.py.html"]

@@ -2,19 +2,19 @@
 
     pip install .[site] && python tutorials/site.py         then open site/index.html; no server, no network
 
-site/ mirrors the repository. A.md becomes A.html, with a frame for code beside the prose: site_template.html. A.py
-becomes A.py.html, where every symbol is an anchor. Any other file that a page links to is copied.
+site/ mirrors the repository: A.md becomes A.html (site_template.html), A.py becomes A.py.html, where every symbol is an
+anchor. Any other file that a page links to is copied.
 """
 import ast
 import re
 import shutil
 import sys
-from html import escape
+from html import unescape
 from pathlib import Path
 from posixpath import dirname, join, normpath, relpath
 
 try:
-    from jinja2 import Environment, FileSystemLoader
+    from jinja2 import Template
     from markdown_it import MarkdownIt
     from mdit_py_plugins.anchors import anchors_plugin
     from pygments import highlight
@@ -39,13 +39,11 @@ def address(path: str) -> str:
 
 
 def symbols(path: str) -> dict[str, ast.AST]:
-    """Name -> syntax tree, in order: the file itself, constants, functions, classes, methods ("Block.forward")."""
+    """Name -> syntax tree, in order: the file itself, functions, classes, methods ("Block.forward")."""
     tree = ast.parse((ROOT / path).read_text())
     found = {path: tree}
     for node in tree.body:
-        if isinstance(node, ast.Assign):
-            found |= {target.id: node for target in node.targets if isinstance(target, ast.Name)}
-        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
             methods = {f"{node.name}.{each.name}": each for each in node.body if isinstance(each, ast.FunctionDef)}
             found |= {node.name: node} | methods
     return found
@@ -70,29 +68,27 @@ def code_page(path: str) -> str:
 
 
 class Site:
-    def __init__(self, out: Path):
-        self.out = out
+    def __init__(self):
         tutorials, package = (sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob(pattern))
                               for pattern in ("tutorials/[0-9][0-9]_*.md", "mpvg_minimal/**/*.py"))
         self.places = [(path, symbol) for path in package for symbol in symbols(path)]
         self.prose = {path.replace(".py", ".md"): docstrings(path) for path in METHOD}
         self.framed = {page: Path(page).stem for page in self.prose} | {page: page[11] for page in tutorials}
-        self.pages = [INDEX, *self.framed]                          # grows by what the pages link to
+        self.nav = {INDEX: "MPVG"} | self.framed
+        self.pages = [*self.nav]                                    # grows by what the pages link to
 
-    def build(self) -> None:
-        shutil.rmtree(self.out, ignore_errors=True)
-        template = Environment(loader=FileSystemLoader(ROOT / "tutorials")).get_template("site_template.html")
+    def build(self, out: Path) -> None:
+        shutil.rmtree(out, ignore_errors=True)
+        template = Template((ROOT / "tutorials/site_template.html").read_text())
         light, dark = (HtmlFormatter(style=style).get_style_defs("pre") for style in ("friendly", "github-dark"))
         for page in self.pages:
-            target = self.out / address(page)
+            target = out / address(page)
             target.parent.mkdir(parents=True, exist_ok=True)
-            if target.suffix == ".html":
-                parts = {"code": code_page(page)} if page.endswith(".py") else self.prose_page(page)
-                nav = [(self.href(f"/{path}", page), name, path == page)
-                       for path, name in ({INDEX: "MPVG"} | self.framed).items()]
-                target.write_text(template.render(title=page, nav=nav, light=light, dark=dark, **parts))
-            else:
+            if target.suffix != ".html":
                 shutil.copy(ROOT / page, target)
+                continue
+            parts = {"code": code_page(page)} if page.endswith(".py") else self.prose_page(page)
+            target.write_text(template.render(title=page, site=self, light=light, dark=dark, **parts))
 
     def href(self, url: str, page: str) -> str:
         """A link of a page as the site has it. The file that it leads to becomes a page too, or is copied."""
@@ -107,42 +103,37 @@ class Site:
         return relpath(address(path), dirname(address(page)) or ".") + mark + anchor
 
     def find(self, name: str, reads) -> tuple[str, str] | None:
-        """(file, symbol) that prose calls `name`; None if the package has no such thing, or several.
-
-        In the files that a page reads a method may be called by its last name alone.
-        """
+        """(file, symbol) that prose calls `name`. None if the package has no such thing, or several."""
         whole = [place for place in self.places if f"/{place[1]}".endswith(f"/{name}")]
-        part = [place for place in self.places if place[0] in reads and place[1].endswith(f".{name}")]
-        found = [place for place in whole if place[0] in reads] or whole or part
+        read = [place for place in self.places if place[0] in reads]        # there, a method's last name is enough
+        found = [place for place in whole if place in read] or whole or [p for p in read if p[1].endswith(f".{name}")]
         return found[0] if len(found) == 1 else None
 
     def prose_page(self, page: str) -> dict:
         """A Markdown file as HTML, and the files in its frame. A tutorial has one, and a method file."""
         text = self.prose.get(page) or (ROOT / page).read_text()
-        paths = [page.replace(".md", ".py"), *re.findall(r"\]\(\.\./(\S+\.py)\)", text)]
-        reads, framed = {path: None for path in paths if (path, path) in self.places}, page in self.framed
-        imports = re.findall(r"\w+", " ".join(re.findall(r"^from mpvg_minimal.*", text, re.MULTILINE)))
-        places = [self.find(name, reads) for word in imports for name in (f"{word}.py", word)] if framed else []
-        reads |= {place[0]: None for place in places if place}
         markdown = MarkdownIt("commonmark", {"highlight": color}).enable("table").use(anchors_plugin, max_level=6)
         markdown.normalizeLink = lambda url: self.href(url, page)
-        tokens = markdown.parse(text)
-        inline = [part for token in tokens for part in token.children or []]
-        for before, token in zip([*inline[:1], *inline], inline):
-            place = self.find(token.content.split("(")[0], reads) if token.type == "code_inline" and framed else None
+        html = markdown.render(text)
+        if page not in self.framed:
+            return {"prose": html}
+        imports = re.findall(r"\w+", " ".join(re.findall(r"^from mpvg_minimal.*", text, re.MULTILINE)))
+        names = [page.replace(".md", ".py"), *re.findall(r"\]\(\.\./(\S+\.py)\)", text),
+                 *(name for word in imports for name in (f"{word}.py", word))]
+        reads = {place[0]: None for place in [self.find(name, ()) for name in names] if place}
+
+        def link(code: re.Match) -> str:                            # inline code, perhaps in a link to its file
+            place = self.find(unescape(code[2]).split("(")[0], reads)
             if not place:
-                continue
+                return code[0]
             reads[place[0]] = None
             href = self.href("/{}#{}".format(*place), page)
-            if before.type != "link_open":
-                token.type, token.content = "html_inline", f'<a href="{href}"><code>{escape(token.content)}</code></a>'
-            elif href.startswith(before.attrs["href"]):
-                before.attrs["href"] = href
-        html = markdown.renderer.render(tokens, markdown.options, {})
-        files = [(self.href(f"/{path}", page), path.removeprefix("mpvg_minimal/")) for path in reads if framed]
-        return {"prose": html, "files": files}
+            return f'<a href="{href}"><code>{code[2]}</code>' + ("" if code[1] else "</a>")
+
+        html = re.sub(r"(<a [^>]*>)?<code>([^<]*)</code>", link, html)
+        return {"prose": html, "files": reads}
 
 
 if __name__ == "__main__":
-    Site(ROOT / "site").build()
+    Site().build(ROOT / "site")
     print("wrote site/index.html")
