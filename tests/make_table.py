@@ -54,7 +54,7 @@ class Counter:
 
 def main() -> int:
     counter = Counter()
-    code = pytest.main(["-q", str(README.parent), *sys.argv[1:]], plugins=[counter])
+    code = pytest.main(["-q", "-m", "not cuda", str(README.parent), *sys.argv[1:]], plugins=[counter])
     if code == pytest.ExitCode.INTERNAL_ERROR or code == pytest.ExitCode.INTERRUPTED:
         return code
     unknown = set(counter.promise.values()) ^ set(PROMISES)

@@ -17,8 +17,9 @@ sys.path.insert(0, str(ROOT / "tutorials"))
 import grid_cells  # noqa: E402
 
 TOOLS = ("plots", "export")
-CELLS = ("gap mpvg, not at the input", "gap mpvg, free bias", "gap mpvg, stopped gradient", "gap mpvg, sign flipped",
-         "gap mpvg, the shared part alone", "gap mpvg, without the shared part", "gap once, PE std 1.0")
+CELLS = ("gap mpvg, not at the input", "gap mpvg, free bias", "gap mpvg, the shared part alone")
+MORE = ("gap mpvg, stopped gradient", "gap mpvg, sign flipped", "gap mpvg, without the shared part",
+        "gap once, PE std 1.0")
 
 
 def tool(name: str, *flags, fault=None) -> Ended:
@@ -31,7 +32,7 @@ def export_is_ready():
     torch.export.export(torch.nn.Linear(1, 1), (torch.zeros(1, 1),))
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", [*CELLS, *(pytest.param(cell, marks=pytest.mark.slow) for cell in MORE)])
 def test_the_grids_own_runs(cell, tmp_path, monkeypatch):
     """Saved as the grid saves them; without one of its steps of training, so that the model is its start."""
     monkeypatch.chdir(ROOT)

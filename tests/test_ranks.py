@@ -154,6 +154,7 @@ def test_script_from_a_shell_is_terminated_and_resumed(real_data, tmp_path):
     assert difference(final(tmp_path / "a"), final(tmp_path / "b")) is None
 
 
+@pytest.mark.slow
 @pytest.mark.promise("preemption")
 def test_torchrun_is_terminated_and_resumed(real_data, tmp_path):
     """torchrun signals the ranks' groups, so the loading processes get it too."""

@@ -152,5 +152,6 @@ def test_without_pe_a_model_stays_at_chance():
     assert learn("none", images=2000, epochs=2) == pytest.approx(100 / 16, abs=2)
 
 
+@pytest.mark.slow
 def test_mpvg_with_gap_learns_where_the_odd_one_is():
     assert learn("mpvg", images=10_000, epochs=3) > 95
