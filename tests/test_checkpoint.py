@@ -73,7 +73,7 @@ def test_killed_while_saving(tmp_path):
 @pytest.mark.slow
 @pytest.mark.promise("atomic")
 def test_killed_while_saving_more_often(tmp_path):
-    assert len(set(kill_while_saving(tmp_path, 300))) == 300
+    assert len(set(kill_while_saving(tmp_path, 1000))) == 1000
 
 
 @pytest.mark.promise("atomic")

@@ -208,7 +208,7 @@ def test_a_chunk_counts_the_images_of_this_process(source, monkeypatch):
 
 def test_on_a_card_with_room_an_epoch_is_one_chunk(source, monkeypatch):
     with PretendCuda(waits_allowed=True) as pretended:
-        assert count_chunks(monkeypatch, source, 5000, batch_size=100, device=CUDA) == [5000]
+        assert count_chunks(monkeypatch, source, 9000, batch_size=100, device=CUDA) == [9000]
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (2 ** 20, 2 ** 36))
-        assert count_chunks(monkeypatch, source, 5000, batch_size=100, device=CUDA) == [4000, 1000]
+        assert count_chunks(monkeypatch, source, 9000, batch_size=100, device=CUDA) == [4000, 4000, 1000]
     assert pretended.copies["waiting"] < 300                        # torchvision's constants, about 65 a chunk
