@@ -72,7 +72,7 @@ def open_cifar(name: str, data_dir: str) -> Source:
 def open_imagenet(data_dir: str, image_size: int = 224) -> Source:
     """The folder with `train/CLASS/*.jpg` and `val/CLASS/*.jpg`. UserError if the files lie in another way."""
     splits = []
-    for split in (data_folder(data_dir) / "train", data_folder(data_dir) / "val"):
+    for split in map(data_folder(data_dir).joinpath, ("train", "val")):
         with one_line(f"{data_dir} is not complete", f"Expected {split}/CLASS/*.jpg for every class"):
             splits.append(ClassFolders(split, loader=read_rgb))
             for path in split.iterdir():
