@@ -251,6 +251,8 @@ def test_a_symbol_is_marked_when_chosen(visit, width, how):
     assert tab.locator("iframe").is_visible() == (width == "desktop"), "on a phone the code is folded away"
     file, symbol = LABEL.findall(TUTORIALS[-1].read_text())[-1]
     link = tab.locator("article a", has_text=re.compile(f"^{re.escape(symbol)}$")).first
+    link.scroll_into_view_if_needed()               # the frame follows that, so choose only after it has
+    shown(tab)
     link.click() if how == "mouse" else link.press("Enter")
     place, marked, in_view = shown(tab)
     assert place.endswith(f"{file}.html#{symbol}") and defines(marked, symbol) and in_view
@@ -293,6 +295,5 @@ def test_dark_and_printed(visit):
     })""") for scheme in ("light", "dark"))
     assert all(one != other for one, other in zip(light, dark))
     tab = visit(address)
-    tab.evaluate("dispatchEvent(new Event('beforeprint'))")
     tab.emulate_media(media="print")
     assert tab.locator("article details p").last.is_visible() and not tab.locator(".pane").is_visible()

@@ -9,7 +9,6 @@ import ast
 import re
 import shutil
 import sys
-from html import unescape
 from pathlib import Path
 from posixpath import dirname, join, normpath, relpath
 
@@ -40,18 +39,17 @@ def address(path: str) -> str:
 
 def symbols(path: str) -> dict[str, ast.AST]:
     """Name -> syntax tree, in order: the file itself, functions, classes, methods ("Block.forward")."""
-    tree = ast.parse((ROOT / path).read_text())
-    found = {path: tree}
-    for node in tree.body:
+    found = {path: ast.parse((ROOT / path).read_text())}
+    for node in found[path].body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
-            methods = {f"{node.name}.{each.name}": each for each in node.body if isinstance(each, ast.FunctionDef)}
-            found |= {node.name: node} | methods
+            found[node.name] = node
+            found |= {f"{node.name}.{each.name}": each for each in node.body if isinstance(each, ast.FunctionDef)}
     return found
 
 
 def docstrings(path: str) -> str:
     """Markdown: the docstrings of a file, each below its symbol's name; "argument: ..." becomes a list."""
-    found = {name: ast.get_docstring(node) for name, node in symbols(path).items() if hasattr(node, "body")}
+    found = {name: ast.get_docstring(node) for name, node in symbols(path).items()}
     return "\n\n".join(f"## `{name}`\n\n" + re.sub(r"^(?=\w+: |ValueError)", "- ", text, flags=re.MULTILINE)
                        for name, text in found.items() if text)
 
@@ -123,8 +121,7 @@ class Site:
         reads = {place[0]: None for place in [self.find(name, ()) for name in names] if place}
 
         def link(code: re.Match) -> str:                            # inline code, perhaps in a link to its file
-            place = self.find(unescape(code[2]).split("(")[0], reads)
-            if not place:
+            if not (place := self.find(code[2].split("(")[0], reads)):
                 return code[0]
             reads[place[0]] = None
             href = self.href("/{}#{}".format(*place), page)
