@@ -13,6 +13,8 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))                       # `pytest` alone works, without installing the package
 
 torch.set_num_threads(1)                            # fixtures of a module or session come before the one below
+# A fork makes torch's thread pool anew at the first call that asks for it. Two threads that ask at once abort it.
+os.register_at_fork(after_in_child=lambda: torch.set_num_threads(torch.get_num_threads()))
 
 
 @pytest.fixture(autouse=True)

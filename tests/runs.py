@@ -67,7 +67,6 @@ def fork(function: Callable[[], Any], environment: dict[str, str] | None = None)
         sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         os.environ.update(environment or {})
-        torch.set_num_threads(torch.get_num_threads())  # makes the fork's thread pool, before two threads try to
         with one_line_errors():
             function()
     process = multiprocessing.get_context("fork").Process(target=body)
