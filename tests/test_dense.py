@@ -22,8 +22,9 @@ from mpvg_minimal.dense.detection import Detector, average_precision, detection_
 from mpvg_minimal.dense.files import IGNORED
 from mpvg_minimal.dense.segmentation import SEGMENTATION, Segmenter, iou_of, segmentation_loss, token_map
 from mpvg_minimal.dense.targets import dense_shapes
-from mpvg_minimal.dense.tasks import TASKS, load_dense
+from mpvg_minimal.dense.tasks import TASKS
 from mpvg_minimal.runtime.errors import UserError
+from mpvg_minimal.tools import finished
 from mpvg_minimal.training import recipes
 from mpvg_minimal.training.loop import train_step
 
@@ -279,9 +280,9 @@ def test_a_run_from_nothing_and_further_epochs(task, tmp_path):
     assert done.out.splitlines()[-1] == TASKS[task].result.format(**lines[1])
     drawn = run("mpvg_minimal.tools.plots", tmp_path / "run", "--images", "16", fault=small)
     assert drawn.code == 0 and "before and after the last norm: " in drawn.out, drawn.err
-    model, settings = load_dense(tmp_path / "run")
+    saved, model = finished.load(tmp_path / "run")
     source = sources.Source(None, dense_shapes("test", task, size=40), [], 32, (0.25,) * 3, (0.25,) * 3, {"test": None})
-    batches = make_batches(source, train=False, batch_size=settings["batch_size"], device=torch.device("cpu"))
+    batches = make_batches(source, train=False, batch_size=saved["settings"]["batch_size"], device=torch.device("cpu"))
     tested = TASKS[task].evaluate(model, batches, **{**PLAIN, "normalize": normalizer(source, torch.device("cpu"))})
     assert tested[score] == pytest.approx(lines[1][score])
 
@@ -314,8 +315,8 @@ def test_init_takes_a_classifiers_weights_and_refuses_a_dense_runs(tmp_path):
     done = run(DENSE, "--task", "segmentation", "--init", first, *flags, "--lr", "1e-12", "--out", tmp_path / "second",
                fault=small)
     assert done.code == 0, done.err
-    before, (model, settings) = torch.load(first, weights_only=True), load_dense(tmp_path / "second")
-    assert (settings["pe"], settings["pool"]) == ("mpvg", "gap")
+    before, (saved, model) = torch.load(first, weights_only=True), finished.load(tmp_path / "second")
+    assert (saved["settings"]["pe"], saved["settings"]["pool"]) == ("mpvg", "gap")
     for name, weights in model.vit.state_dict().items():
         torch.testing.assert_close(weights, before["model"][name], rtol=1e-4, atol=1e-6)
     refused = run(DENSE, "--task", "detection", "--init", tmp_path / "second" / "checkpoint.pt", *flags, "--out",

@@ -28,9 +28,10 @@ from grid_report import mean_and_error
 from mpvg_minimal.data.loading import make_batches, normalizer
 from mpvg_minimal.dense import __main__ as dense
 from mpvg_minimal.dense import targets
-from mpvg_minimal.dense.tasks import TASKS, load_dense
+from mpvg_minimal.dense.tasks import TASKS
 from mpvg_minimal.runtime.files import write_text
 from mpvg_minimal.runtime.precision import autocast
+from mpvg_minimal.tools import finished
 from mpvg_minimal.training import checkpoint, flags
 from mpvg_minimal.training.folder import read_config
 
@@ -52,7 +53,8 @@ def train(threads: int, out: Path, task: str, schedule: str, seed: int) -> None:
 @torch.no_grad()
 def zeroed(out: Path) -> float | None:
     """The score without PE at the last norm, on the run's device and in its precision; None where none is delivered."""
-    model, settings = load_dense(out)
+    saved, model = finished.load(out)
+    settings = saved["settings"]
     if model.vit.last_norm.pe_norm is None:
         return None
     model.vit.last_norm.pe_norm.weight.zero_()

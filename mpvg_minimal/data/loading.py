@@ -30,7 +30,7 @@ def choose_loader(name: str, device: torch.device, dataset: str) -> str:
 def choose_workers(given: int | None) -> int:
     """--workers; if the flag is omitted, this process's share of the machine's cores, at most 16."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return min(16, cores // distributed.on_this_machine()[1]) if given is None else given
+    return min(16, cores // distributed.count_here()) if given is None else given
 
 
 def make_batches(source: Source, *, train: bool, batch_size: int, device: torch.device,

@@ -52,11 +52,9 @@ def is_first() -> bool:
     return rank() == 0
 
 
-def on_this_machine() -> tuple[int, int]:
-    """This process's number among the processes of its machine, and how many they are."""
-    if not dist.is_initialized():
-        return 0, 1
-    return int(os.environ["LOCAL_RANK"]), int(os.environ.get("LOCAL_WORLD_SIZE", count()))
+def count_here() -> int:
+    """The number of processes on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", count())) if dist.is_initialized() else 1
 
 
 def restarts() -> int:
