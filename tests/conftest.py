@@ -5,9 +5,14 @@ from pathlib import Path
 
 import pytest
 
-if "-m cuda" not in " ".join(sys.argv):              # otherwise the tests run on the CPU, also where there is a GPU:
+on_cpu = "-m cuda" not in " ".join(sys.argv)
+if on_cpu:                                          # also where there is a GPU:
     os.environ["CUDA_VISIBLE_DEVICES"] = ""         # before torch is imported, for this process and for its children
 import torch  # noqa: E402
+
+if on_cpu:
+    # Autograd starts its threads now. After the first fake tensor it would start one for CUDA, and no fork could train.
+    torch.ones((), requires_grad=True).backward()
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))                       # `pytest` alone works, without installing the package
