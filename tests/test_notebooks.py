@@ -2,10 +2,12 @@
 
 Needs `pip install .[notebooks]`. Minutes in all, so `pytest -m slow tests/test_notebooks.py` runs the kernels.
 """
+import os
 import re
 import shlex
 import shutil
 import subprocess
+import sys
 
 import pytest
 from conftest import ROOT
@@ -25,7 +27,9 @@ def notebook_of(tutorial, folder):
     source, = re.findall(r"tutorials/\d\d_\w+\.md", COMMAND)
     output, = re.findall(r"--output (\S+)", COMMAND)
     command = COMMAND.replace(output, shlex.quote(f"{folder}/it.ipynb")).replace(source, f"tutorials/{tutorial.name}")
-    subprocess.run(command, shell=True, check=True, cwd=ROOT, capture_output=True, timeout=60)
+    paths = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])      # also if nobody activated it
+    subprocess.run(command, shell=True, check=True, cwd=ROOT, capture_output=True, timeout=60,
+                   env=os.environ | {"PATH": paths})
     return nbformat.read(folder / "it.ipynb", as_version=4)
 
 
