@@ -95,7 +95,7 @@ def torchruns_agent(out: Path, restarts: int) -> None:
                 KILLS["mid-epoch"]()
             else:
                 multiprocessing.util.Finalize(None, time.sleep, args=(1,), exitpriority=0)
-    logging.getLogger("torch").addHandler(logging.StreamHandler(sys.stderr))        # pytest has taken torch's own
+    logging.getLogger("torch.distributed").addHandler(logging.StreamHandler(sys.stderr))    # pytest has torch's own
     config = LaunchConfig(1, 1, 2, run_id="test", rdzv_backend="c10d", rdzv_endpoint="localhost:0",
                           max_restarts=restarts, start_method="fork")
     elastic_launch(config, call(*SHAPES, *THREE, "--out", out, fault=killed_once))()
