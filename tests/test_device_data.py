@@ -207,8 +207,9 @@ def test_a_chunk_counts_the_images_of_this_process(source, monkeypatch):
 
 
 def test_on_a_card_with_room_an_epoch_is_one_chunk(source, monkeypatch):
+    monkeypatch.setattr(device_batches, "CHUNK", 1024)
     with PretendCuda(waits_allowed=True) as pretended:
-        assert count_chunks(monkeypatch, source, 9000, batch_size=100, device=CUDA) == [9000]
+        assert count_chunks(monkeypatch, source, 2250, batch_size=100, device=CUDA) == [2200]
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (2 ** 20, 2 ** 36))
-        assert count_chunks(monkeypatch, source, 9000, batch_size=100, device=CUDA) == [4000, 4000, 1000]
+        assert count_chunks(monkeypatch, source, 2250, batch_size=100, device=CUDA) == [1000, 1000, 200]
     assert pretended.copies["waiting"] < 300                        # torchvision's constants, about 65 a chunk
