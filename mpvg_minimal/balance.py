@@ -107,7 +107,7 @@ class Balance:
 def counterbalance(model: nn.Module, images: Tensor, *, batch_size: int = 256) -> list[Balance]:
     """Measure the balance in every block and at the last norm: L + 1 `Balance` records, in order.
 
-    images: (B, 3, H, W), normalised as for the model, on its device. The model is put into eval mode and back.
+    images: (B, 3, H, W), normalized as for the model, on its device. The model is put into eval mode and back.
     As in the paper, maps are taken after the norms and averaged over images. ValueError for a folded model (fold.py).
     """
     if not isinstance(model.pe, LayerwisePE):

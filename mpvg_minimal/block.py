@@ -3,7 +3,7 @@
     x = x + MSA(LN(x) + p)       p: the delivered PE, or nothing
     x = x + MLP(LN(x))
 
-The delivered PE meets the *normalised* tokens and goes into the attention only; it is never added to the
+The delivered PE meets the *normalized* tokens and goes into the attention only; it is never added to the
 residual stream x. As the query-key-value map is linear, W(LN(x) + p) = W LN(x) + W p: a delivered PE is a
 bias on queries, keys and values that differs from position to position.
 

@@ -30,7 +30,7 @@ class PESchedule:
 
     add_at_input: x = tokens + p_0 before block 1.
     first_block:  the first block, counted from 1, that receives PE; it and all later ones do. None: no block.
-    hierarchical: each block normalises what the block before it received (LaPE), else p_0 itself.
+    hierarchical: each block normalizes what the block before it received (LaPE), else p_0 itself.
     at_last_norm: None; "initial": p_0; "delivered": p_L, what the last block received; or a block's number n: p_n,
                   what block n received (paper, Table 5: its layers 11, 8 and 5 are n = 12, 9 and 6).
 

@@ -115,7 +115,7 @@ def vit_lite(num_classes: int = 10, **options) -> ViT:
 
     As in its published code (Compact-Transformers): no qkv biases, and PE starts with std 0.2. So the parameters are
     those of the paper's Table 2. ViT's own choices are `vit_lite(qkv_bias=True, pe_std=0.02)`. Kept as in ViT, for one
-    block that serves all sizes: the residual stream is not normalised before the MLP (there it is), eps is 1e-6 (there
+    block that serves all sizes: the residual stream is not normalized before the MLP (there it is), eps is 1e-6 (there
     1e-5), the class token starts with std 0.02 (there 0), PE and class token are not decayed (there they are).
     """
     return _sized(options, num_classes, image_size=32, patch_size=4, width=256, depth=7, heads=4, mlp_ratio=2,

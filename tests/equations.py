@@ -72,9 +72,9 @@ def random_images(count: int = 2) -> Tensor:
 
 
 def layer_norm(x: Tensor, weights: dict[str, Tensor], key: str) -> Tensor:
-    centred = x - x.mean(-1, keepdim=True)
-    variance = (centred ** 2).mean(-1, keepdim=True)
-    return centred / (variance + 1e-6).sqrt() * weights[f"{key}.weight"] + weights[f"{key}.bias"]
+    centered = x - x.mean(-1, keepdim=True)
+    variance = (centered ** 2).mean(-1, keepdim=True)
+    return centered / (variance + 1e-6).sqrt() * weights[f"{key}.weight"] + weights[f"{key}.bias"]
 
 
 def attention(y: Tensor, weights: dict[str, Tensor], key: str, heads: int = HEADS) -> Tensor:

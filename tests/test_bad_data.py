@@ -83,7 +83,7 @@ def test_hidden_files_and_a_good_folder_are_no_trouble(tmp_path):
     root = image_folder(tmp_path / "data")
     (root / "train/ash/.DS_Store").touch()
     (root / "train/ash/._0.jpg").touch()
-    Image.new("L", (50, 70)).save(root / "train/ash/grey.png")              # grey and of another size: made to fit
+    Image.new("L", (50, 70)).save(root / "train/ash/gray.png")              # gray and of another size: made to fit
     end = folder_run(root, tmp_path / "out")
     assert (end.code, end.err) == (0, "")
     assert checkpoint.read(tmp_path / "out" / "checkpoint.pt")["settings"]["train_images"] == 25

@@ -19,7 +19,7 @@ SIZE, SIDE = 28, 32                                 # of the model's images, and
 
 @pytest.fixture
 def root(tmp_path):
-    """24 training images of 40 x 40, but one of 100 x 60, one smaller than the cache's and one in grey."""
+    """24 training images of 40 x 40, but one of 100 x 60, one smaller than the cache's and one in gray."""
     root = image_folder(tmp_path / "data")
     pixels = torch.randint(256, (60, 100, 3), dtype=torch.uint8)
     Image.fromarray(pixels.numpy()).save(root / "train" / "ash" / "0.jpg")

@@ -171,7 +171,7 @@ def test_rand_augment_is_27_of_31():
         assert degrees(operation.num_magnitude_bins, 16, 16)[operation.magnitude].item() == pytest.approx(27)
 
 
-def test_erased_pixels_get_the_mean_colour():
+def test_erased_pixels_get_the_mean_color():
     """At magnitude 0 no operation changes a black image, so what is not black was erased."""
     def augmented(erasing):
         transform = augmentation(SOURCE, scale=[1.0, 1.0], rand_augment=0, erasing=erasing)
@@ -180,8 +180,8 @@ def test_erased_pixels_get_the_mean_colour():
     assert augmented(0.0).eq(0).all()
     erased = augmented(1.0).ne(0).any(1)
     assert erased.flatten(1).any(1).all() and 0.02 < erased.double().mean() < 0.4
-    colour = torch.tensor([128, 102, 76], dtype=torch.uint8)                    # 255 times (0.5, 0.4, 0.3)
-    assert (augmented(1.0).permute(0, 2, 3, 1).flatten(0, 2).unique(dim=0) == torch.stack([0 * colour, colour])).all()
+    color = torch.tensor([128, 102, 76], dtype=torch.uint8)                    # 255 times (0.5, 0.4, 0.3)
+    assert (augmented(1.0).permute(0, 2, 3, 1).flatten(0, 2).unique(dim=0) == torch.stack([0 * color, color])).all()
     assert 5 < augmented(0.5).ne(0).flatten(1).any(1).sum() < 35
 
 
@@ -196,7 +196,7 @@ def test_crop_and_flip_happen():
 
 # From uint8 to what the model gets
 
-def test_normalise_as_numpy():
+def test_normalize_as_numpy():
     images = torch.randint(0, 256, (2, 3, 5, 7), dtype=torch.uint8)
     mean, std = np.array([0.4914, 0.4822, 0.4465]), np.array([0.2470, 0.2435, 0.2616])
     result = normalize(images, *(torch.tensor(values).float().view(3, 1, 1) for values in (mean, std)))
@@ -335,7 +335,7 @@ def test_imagenet_is_folders_of_classes(tmp_path):
 
 
 @pytest.mark.parametrize("width, height", [(60, 40), (41, 90), (37, 37)])
-def test_testing_resizes_and_crops_the_centre(tmp_path, width, height):
+def test_testing_resizes_and_crops_the_center(tmp_path, width, height):
     """The shorter side becomes 8/7 of the image size, 256 for 224 and 37 for 32."""
     source = open_imagenet(str(image_folder(tmp_path)), 32)
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
@@ -362,7 +362,7 @@ def test_every_format_that_a_name_stands_for_is_read(tmp_path, kind):
     assert read.shape == (40, 40, 3) and np.abs(read - (200, 100, 50)).max() <= 5
 
 
-def test_colours_of_16_bits_keep_their_upper_8(tmp_path):
+def test_colors_of_16_bits_keep_their_upper_8(tmp_path):
     """A PNG by hand, for Pillow writes none: Pillow scales these right, so they are not refused."""
     values = (np.arange(40 * 50 * 3).reshape(40, 50, 3) * 10).astype(">u2")
 
@@ -370,18 +370,18 @@ def test_colours_of_16_bits_keep_their_upper_8(tmp_path):
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
     rows = b"".join(b"\0" + row.tobytes() for row in values)
-    path = tmp_path / "colour.png"
+    path = tmp_path / "color.png"
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 50, 40, 16, 2, 0, 0, 0))
                      + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b""))
     np.testing.assert_array_equal(np.asarray(read_rgb(path)), values >> 8)
 
 
-GREY = np.arange(40 * 50, dtype=np.uint16).reshape(40, 50) * 32                 # 0 ... 63,968
+GRAY = np.arange(40 * 50, dtype=np.uint16).reshape(40, 50) * 32                 # 0 ... 63,968
 
 
 @pytest.mark.parametrize("name, pixels", [
-    ("0.png", GREY), ("0.tif", GREY), ("0.tiff", GREY.astype(">u2")), ("0.tif", GREY.astype(np.int32)),
-    ("0.pgm", GREY), ("0.tif", (GREY / 65_535).astype(np.float32)), ("0.tif", GREY.astype(np.float32))])
+    ("0.png", GRAY), ("0.tif", GRAY), ("0.tiff", GRAY.astype(">u2")), ("0.tif", GRAY.astype(np.int32)),
+    ("0.pgm", GRAY), ("0.tif", (GRAY / 65_535).astype(np.float32)), ("0.tif", GRAY.astype(np.float32))])
 def test_images_of_more_than_8_bits_are_refused_by_name(tmp_path, name, pixels):
     """Pillow's convert("RGB") clips them at 255."""
     Image.fromarray(pixels).save(tmp_path / name)

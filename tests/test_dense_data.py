@@ -193,7 +193,7 @@ def test_what_is_broken_is_named_in_one_line(tmp_path, task, dataset, spoil, why
     assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
 
 
-def grey_16(path):
+def gray_16(path):
     Image.fromarray(np.full(SIZE, 40_000, np.uint16)).save(path, "PNG")
 
 
@@ -204,7 +204,7 @@ def grey_16(path):
     ("segmentation", "coco", f"train2017/{1:012d}.jpg"), ("detection", "coco", f"train2017/{1:012d}.jpg"),
     ("segmentation", "ade20k", "images/training/ADE_0.jpg"),
     ("segmentation", "ade20k", "annotations/training/ADE_0.png")])
-@pytest.mark.parametrize("make, why", [(grey_16, "more than 8 bits|mode I|ParseError"),
+@pytest.mark.parametrize("make, why", [(gray_16, "more than 8 bits|mode I|ParseError"),
                                        (os.mkfifo, "not a regular file")])
 def test_pipes_and_16_bits_are_refused_by_name(tmp_path, task, dataset, place, make, why):
     """To read a pipe waits for ever, so the alarm ends the test if it is opened."""

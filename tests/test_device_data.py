@@ -108,7 +108,7 @@ def test_where_no_rectangle_fits_the_whole_image_is_taken():
     assert not fitted.any() and (torch.stack(rectangle, 1) == torch.tensor([0, 0, 32, 32])).all()
 
 
-def test_erasing_paints_one_rectangle_in_its_colour():
+def test_erasing_paints_one_rectangle_in_its_color():
     images = smooth(300)
     images[images == 7] = 8
     out = device_augment.erase(images, torch.rand(300, RECTANGLE + 1), probability=0.25, fill=[7, 7, 7])

@@ -63,7 +63,7 @@ def test_a_folded_model_is_folded_again_saved_and_loaded(tmp_path, known, pe_ini
 
 @torch.no_grad()
 @pytest.mark.parametrize("known", ["lape", "pvg", "mpvg"])
-def test_a_folded_model_adds_pe_in_the_memory_of_the_normalised_tokens(known):
+def test_a_folded_model_adds_pe_in_the_memory_of_the_normalized_tokens(known):
     model, images = tiny(known), random_images()
     folded, seen = fold_last_pe(model, dense=True), {}
     norms = [*(block.norm1 for block in folded.blocks), folded.last_norm.token_norm]

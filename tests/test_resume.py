@@ -216,9 +216,13 @@ def raises(error: Exception):
 @pytest.mark.promise("lost process")
 @pytest.mark.parametrize("error", [ConnectionResetError(104, "Connection reset by peer"), EOFError()])
 def test_a_worker_that_dies_while_it_hands_over_a_batch(start, tmp_path, error):
-    """Then the main process may read from it before it hears of its death: the moment cannot be hit from outside."""
+    """Then the main process may read from it before it hears of its death: the moment cannot be hit from outside.
+
+    It is the first batch of a test. The workers have just been started, and must not miss that the run ends.
+    """
     loader = torch.utils.data.dataloader._MultiProcessingDataLoaderIter
-    end = start(LOADERS, tmp_path, fault=before(loader, "_next_data", 8, raises(error)), timeout=15)
+    late = before(torch.utils.data._utils.signal_handling, "_set_worker_signal_handlers", None, lambda: time.sleep(0.3))
+    end = start(LOADERS, tmp_path, fault=both(late, before(loader, "_next_data", 8, raises(error))), timeout=15)
     one_line(end, DIED + type(error).__name__, code=1)
 
 

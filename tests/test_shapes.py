@@ -107,20 +107,20 @@ def test_a_kind_can_be_told_from_the_pixels(shapes):
     assert KINDS == ("circle", "square", "triangle")
 
 
-def test_a_shape_has_one_bright_colour_on_dark_noise(shapes):
+def test_a_shape_has_one_bright_color_on_dark_noise(shapes):
     bright = shapes.images.ge(96)
     assert (bright == shapes.instances.ne(0)[:, None]).all()                    # all channels, exactly the shapes
     assert shapes.images[~bright].max() == 63 and shapes.images[~bright].min() == 0
     inside = cells(shapes.instances).ne(0)
     for channel in shapes.images.unbind(1):
-        colour = cells(channel)
-        assert torch.equal(colour.where(inside, 0).amax((2, 3)), colour.where(inside, 255).amin((2, 3)))
+        color = cells(channel)
+        assert torch.equal(color.where(inside, 0).amax((2, 3)), color.where(inside, 255).amin((2, 3)))
     assert shapes.images.max() == 255 and shapes.images[bright].min() == 96
 
 
-def test_colour_says_nothing_about_the_odd_one(shapes):
-    colour = torch.stack([cells(channel).amax((2, 3)) for channel in shapes.images.unbind(1)]).double()
-    odd = colour[:, torch.arange(2000), shapes.labels].mean()                   # of 6,000 numbers, 96 ... 255
+def test_color_says_nothing_about_the_odd_one(shapes):
+    color = torch.stack([cells(channel).amax((2, 3)) for channel in shapes.images.unbind(1)]).double()
+    odd = color[:, torch.arange(2000), shapes.labels].mean()                   # of 6,000 numbers, 96 ... 255
     assert odd.item() == pytest.approx((96 + 255) / 2, abs=4 * 160 / 12 ** 0.5 / 6000 ** 0.5)
 
 

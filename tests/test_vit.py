@@ -123,15 +123,15 @@ def test_deit_base_is_as_large_as_torchvisions():
         assert count(deit_base(pool="cls", pe="once")) == count(vit_b_16()) == 86_567_656
 
 
-def published_vit_lite(images: torch.Tensor, w: dict[str, torch.Tensor], *, normalised_stream: bool) -> torch.Tensor:
-    """ViT-Lite-7/4 from its weights, in matrix products. normalised_stream: the MLP's branch begins from LN(x), and so
+def published_vit_lite(images: torch.Tensor, w: dict[str, torch.Tensor], *, normalized_stream: bool) -> torch.Tensor:
+    """ViT-Lite-7/4 from its weights, in matrix products. normalized_stream: the MLP's branch begins from LN(x), and so
     does its residual, as in Compact-Transformers' code. eps as in ours."""
     x = patches(images, w["patch_embed.proj.weight"], w["patch_embed.proj.bias"], 4)
     x = torch.cat([w["cls_token"].expand(len(x), -1, -1), x], 1) + w["pe.pos_embed"]
     for block in (f"blocks.{number}" for number in range(7)):
         x = x + attention(layer_norm(x, w, f"{block}.norm1"), w, f"{block}.attn", heads=4)
         y = layer_norm(x, w, f"{block}.norm2")
-        x = (y if normalised_stream else x) + mlp(y, w, f"{block}.mlp")
+        x = (y if normalized_stream else x) + mlp(y, w, f"{block}.mlp")
     return layer_norm(x, w, "last_norm.token_norm")[:, 0] @ w["head.weight"].T + w["head.bias"]
 
 
@@ -140,11 +140,11 @@ def test_vit_lite_is_the_published_one_but_for_the_stream_before_the_mlp():
     model = randomise(vit_lite(pool="cls", pe="once").double().eval())
     images, w = torch.randn(2, 3, 32, 32).double(), model.state_dict()
     assert "blocks.0.attn.qkv.bias" not in w
-    torch.testing.assert_close(model(images), published_vit_lite(images, w, normalised_stream=False), rtol=0, atol=1e-9)
+    torch.testing.assert_close(model(images), published_vit_lite(images, w, normalized_stream=False), rtol=0, atol=1e-9)
     for block in model.blocks:              # the published line: x = LN(x); x = x + MLP(x)
         block.forward = lambda x, pe=None, b=block: (
             lambda y: y + b.mlp(y))(b.norm2(x + b.attn(b.norm1(x))))
-    torch.testing.assert_close(model(images), published_vit_lite(images, w, normalised_stream=True), rtol=0, atol=1e-9)
+    torch.testing.assert_close(model(images), published_vit_lite(images, w, normalized_stream=True), rtol=0, atol=1e-9)
 
 
 def test_vit_lite_starts_as_published_or_as_vit():

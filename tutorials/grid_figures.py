@@ -22,18 +22,18 @@ def draw(runs: list[dict[str, Any]], groups: dict[str, dict[str, Any]], path: Pa
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=size, layout="constrained", width_ratios=[3, 2, 3])
     scores = {(run["cell"], run["seed"]): run["top1"] for run in runs}
     for row, cell in enumerate(cells):
-        colour = "C0" if cell.startswith("gap") else "C1"
+        color = "C0" if cell.startswith("gap") else "C1"
         top1 = [score for (name, _), score in scores.items() if name == cell]
         difference = paired(scores, {cell: 1, beside(cell): -1}) if beside(cell) != cell else []
         for axis, values in ((left, top1), (middle, difference)):
             if values:
                 error = standard_error(values) if len(values) > 1 else 0
-                axis.plot(values, [row] * len(values), ".", color=colour, alpha=0.4)
-                axis.errorbar(statistics.mean(values), row, xerr=error, fmt="|", color=colour, capsize=3)
+                axis.plot(values, [row] * len(values), ".", color=color, alpha=0.4)
+                axis.errorbar(statistics.mean(values), row, xerr=error, fmt="|", color=color, capsize=3)
     left.set(yticks=range(len(cells)), xlabel="test top-1 (%): each run, and mean ± standard error")
     left.set_yticklabels(cells, fontsize=8)
     middle.set(yticks=[], xlabel="difference in points, paired: PE once;\nfor variants of MPVG, MPVG")
-    middle.axvline(0, color="grey", linewidth=0.8)
+    middle.axvline(0, color="gray", linewidth=0.8)
     for axis in (left, middle):
         axis.set_ylim(len(cells) - 0.5, -0.5)
     draw_places(runs, right)
@@ -53,7 +53,7 @@ def draw_places(runs: list[dict[str, Any]], axis: plt.Axes) -> None:
                           color=f"C{number}", capsize=2, label=cell)
     depth = max(len(run["epochs"][-1]["correlation"]) for run in runs if run["cell"] not in DEPTHS) - 1
     axis.set_xticks(range(depth + 1), [*range(1, depth + 1), "last\nnorm"])
-    axis.axhline(0, color="grey", linewidth=0.8)
+    axis.axhline(0, color="gray", linewidth=0.8)
     axis.set(xlabel="block", ylabel="correlation of tokens and delivered PE", title="after the last epoch",
              xlim=(-0.5, depth + 0.5))
     if axis.get_legend_handles_labels()[0]:
@@ -73,7 +73,7 @@ def draw_depth(runs: list[dict[str, Any]], path: Path) -> None:
                 means = [statistics.mean(places[block] for places in own) for block in blocks]
                 axis.plot([block + 1 for block in blocks], means, marker=".", color=f"C{number}",
                           label=f"{depth} blocks")
-        axis.axhline(0, color="grey", linewidth=0.8)
+        axis.axhline(0, color="gray", linewidth=0.8)
         axis.set(title=f"GAP, {pe}", xlabel="block")
         if axis.get_legend_handles_labels()[0]:
             axis.legend()
@@ -97,7 +97,7 @@ def draw_development(runs: list[dict[str, Any]], path: Path) -> None:
                 last = place == places - 1
                 axis.plot(range(1, len(means) + 1), means, label="last norm" if last else f"block {place + 1}",
                           color="black" if last else plt.cm.viridis(place / places))
-        axis.axhline(0, color="grey", linewidth=0.8)
+        axis.axhline(0, color="gray", linewidth=0.8)
         axis.set(title=cell, xlabel="epoch")
     axes[0, 0].set_ylabel("correlation of tokens and PE")
     lines = {line.get_label(): line for axis in axes[0] for line in axis.get_lines() if line.get_label()[0] != "_"}

@@ -1,6 +1,6 @@
 """A data set as batches of uint8 images. What a batch holds depends on (seed, epoch, index) alone.
 
-Images stay uint8 until they are on the device, because that is a quarter of the bytes to move. They are normalised
+Images stay uint8 until they are on the device, because that is a quarter of the bytes to move. They are normalized
 there. `batch_size` counts the images of one optimizer step over all processes, so a recipe is the same on one GPU and
 on eight. Shapes: B images, 3 channels, H x W pixels.
 """
@@ -18,6 +18,8 @@ from torchvision.transforms import v2
 
 from ..runtime.errors import SHARED_MEMORY, Exhausted, LostLoader, UserError, reason
 from ..runtime.seeding import generator, seeded
+
+HELD = [signal.SIGTERM] if hasattr(signal, "sigwaitinfo") else []       # only Linux tells who sent a signal
 
 
 class EpochDataset(Dataset):
@@ -71,7 +73,12 @@ class Batches:
         """The batches of this process in this epoch, from step `start` on. UserError for an image that is unusable."""
         self.order.position = (epoch, start)
         try:
-            yield from self.loader
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, HELD)     # until `outlive_signal` a worker would lose it
+            try:
+                batches = iter(self.loader)
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            yield from batches
         except UserError as error:                  # from a worker it comes with a traceback as its text
             error.with_traceback(None)              # DataLoader's own, a circle of references through the loader
             raise UserError(str(error).strip().rsplit("UserError: ", 1)[-1]) from None
@@ -116,14 +123,10 @@ class BatchOrder:
 
 
 def outlive_signal(_worker: int) -> None:
-    """Let a worker ignore the signals that stop a run, so that the main process can still save.
-
-    Ctrl-C, a cluster and `torchrun` send these to the workers too.
-    """
+    """Let a worker ignore the signals that stop a run, which reach it too, so that the main process can still save."""
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):              # Linux tells who sent a signal
-        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    if HELD:                                        # in this process it is held from its first moment on
         threading.Thread(target=end_by, args=(os.getppid(),), daemon=True).start()
 
 

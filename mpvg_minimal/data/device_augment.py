@@ -53,9 +53,9 @@ def resize_matrix(start: Tensor, length: Tensor, size: int) -> Tensor:
     """
     pixel = torch.arange(size, device=start.device)
     step = (length / size)[:, None, None]                                               # (B, 1, 1)
-    centre = (pixel + 0.5)[:, None] * step                                              # (B, size, 1), in the crop
+    center = (pixel + 0.5)[:, None] * step                                              # (B, size, 1), in the crop
     place = (pixel[None, :] - start[:, None])[:, None, :]                               # (B, 1, size)
-    x = ((place + 0.5 - centre) / step.clamp(min=1)).abs()                              # (B, size, size)
+    x = ((place + 0.5 - center) / step.clamp(min=1)).abs()                              # (B, size, size)
     near, far = 1.5 * x ** 3 - 2.5 * x ** 2 + 1, -0.5 * x ** 3 + 2.5 * x ** 2 - 4 * x + 2
     weight = torch.where(x < 1, near, torch.where(x < 2, far, 0.0))
     weight = weight * ((place >= 0) & (place < length[:, None, None]))
@@ -103,7 +103,7 @@ def one_operation(images: Tensor, u: Tensor, ops: list[list[Callable]]) -> Tenso
 
 
 def erase(images: Tensor, u: Tensor, *, probability: float, fill: list[int]) -> Tensor:
-    """Random erasing (Zhong et al. 2020): a rectangle in the colour `fill`; u (B, RECTANGLE + 1)."""
+    """Random erasing (Zhong et al. 2020): a rectangle in the color `fill`; u (B, RECTANGLE + 1)."""
     height, width = images.shape[2:]
     top, left, h, w, fitted = rectangles(u[:, :-1], scale=[0.02, 0.33], ratio=(0.3, 3.3), height=height, width=width,
                                          whole=False)
@@ -114,8 +114,8 @@ def erase(images: Tensor, u: Tensor, *, probability: float, fill: list[int]) -> 
 
     rows, columns = inside(height, top, h), inside(width, left, w)
     erased = (rows[:, :, None] & columns[:, None, :]) & (fitted & (u[:, -1] < probability))[:, None, None]  # (B, H, W)
-    colour = torch.tensor(fill, dtype=torch.uint8, device=images.device).view(3, 1, 1)
-    return torch.where(erased[:, None], colour, images)
+    color = torch.tensor(fill, dtype=torch.uint8, device=images.device).view(3, 1, 1)
+    return torch.where(erased[:, None], color, images)
 
 
 @full_float32()

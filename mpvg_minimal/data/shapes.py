@@ -1,7 +1,7 @@
-"""A data set made by code: a grid of coloured shapes. The label is WHERE the odd one stands.
+"""A data set made by code: a grid of colored shapes. The label is WHERE the odd one stands.
 
 Every cell of the grid holds a circle, a square or a triangle. All cells but one hold the same kind, and the label is
-the cell of the odd one. Colour, size, exact place and background are noise.
+the cell of the odd one. Color, size, exact place and background are noise.
 
 The cells are the patches of `vit_nano`, so each token sees one cell. The set of tokens says nothing about the label:
 a model without PE cannot beat chance, 1 / cells, whatever it learns. A model with PE can be right every time.
@@ -45,9 +45,9 @@ class Shapes(Dataset):
         number = torch.arange(1, cells + 1, dtype=torch.uint8)[:, None, None]
         self.instances = _tile(inside.to(torch.uint8) * number, grid)           # (size, S, S)
 
-        colour = torch.randint(96, 256, (3, size, cells, 1, 1), generator=g, dtype=torch.uint8)
+        color = torch.randint(96, 256, (3, size, cells, 1, 1), generator=g, dtype=torch.uint8)
         ground = torch.randint(0, 64, (3, size, cells, cell, cell), generator=g, dtype=torch.uint8)
-        painted = torch.where(inside, colour, ground)                           # (3, size, cells, cell, cell)
+        painted = torch.where(inside, color, ground)                           # (3, size, cells, cell, cell)
         self.images = torch.stack([_tile(channel, grid) for channel in painted], dim=1)     # (size, 3, S, S)
 
     def __len__(self) -> int:

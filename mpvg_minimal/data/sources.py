@@ -1,4 +1,4 @@
-"""The data sets for classification, how their images are augmented, and how batches of them are normalised and mixed.
+"""The data sets for classification, how their images are augmented, and how batches of them are normalized and mixed.
 
 Sources of the augmentation: Cubuk et al. 2020 (RandAugment), Zhong et al. 2020 (random erasing), Zhang et al. 2018
 (mixup), Yun et al. 2019 (cutmix), all by torchvision. Shapes: B images, 3 channels, H x W pixels.
@@ -91,23 +91,23 @@ def augmentation(source: Source, *, scale: list[float], rand_augment: int = 0, e
 
     rand_augment: the magnitude on timm's scale of 0 to 10, which the published recipes use. timm draws two operations
     and applies each with probability 1/2. torchvision's scale has 31 steps for the same range, so 9 becomes 27.
-    timm adds noise to the magnitude; we do not. Erased pixels get the mean colour of the data set.
+    timm adds noise to the magnitude; we do not. Erased pixels get the mean color of the data set.
     """
     crop = v2.RandomResizedCrop(source.image_size, scale=scale, interpolation=InterpolationMode.BICUBIC)
-    colour = tuple(round(255 * channel) for channel in source.mean)
-    one_operation = v2.RandAugment(num_ops=1, magnitude=3 * rand_augment, num_magnitude_bins=31, fill=list(colour))
+    color = tuple(round(255 * channel) for channel in source.mean)
+    one_operation = v2.RandAugment(num_ops=1, magnitude=3 * rand_augment, num_magnitude_bins=31, fill=list(color))
     operations = [v2.RandomApply([one_operation], p=0.5) for _ in range(2 if rand_augment else 0)]
     return v2.Compose([crop, v2.RandomHorizontalFlip(), *operations, v2.PILToTensor(),
-                       v2.RandomErasing(erasing, value=colour)])
+                       v2.RandomErasing(erasing, value=color)])
 
 
 def shorter_side(image_size: int) -> int:
-    """Pixels of a photograph's shorter side when testing, before the centre is cropped: 256 for image size 224."""
+    """Pixels of a photograph's shorter side when testing, before the center is cropped: 256 for image size 224."""
     return round(image_size / 0.875)
 
 
 def plain(source: Source) -> v2.Transform | None:
-    """For testing: PIL image -> (3, H, W) uint8. Photographs are resized and their centre is cropped."""
+    """For testing: PIL image -> (3, H, W) uint8. Photographs are resized and their center is cropped."""
     if isinstance(source.test, datasets.ImageFolder):
         resize = v2.Resize(shorter_side(source.image_size), interpolation=InterpolationMode.BICUBIC)
         return v2.Compose([resize, v2.CenterCrop(source.image_size), v2.PILToTensor()])
@@ -115,7 +115,7 @@ def plain(source: Source) -> v2.Transform | None:
 
 
 def mixing(num_classes: int, *, mixup: float, cutmix: float) -> v2.Transform | None:
-    """Mixup or cutmix, drawn anew for each batch of normalised images. None if both alphas are 0."""
+    """Mixup or cutmix, drawn anew for each batch of normalized images. None if both alphas are 0."""
     kinds = [kind(alpha=alpha, num_classes=num_classes)
              for kind, alpha in ((v2.MixUp, mixup), (v2.CutMix, cutmix)) if alpha > 0]
     return v2.RandomChoice(kinds) if kinds else None

@@ -88,7 +88,7 @@ class Detector(nn.Module):
 
 def detection_loss(model: nn.Module, images: Tensor, objects: Tensor, *,
                    label_smoothing: float) -> tuple[Tensor, Tensor]:
-    """The sum of FCOS's losses (classes, boxes, centres); no answers are counted."""
+    """The sum of FCOS's losses (classes, boxes, centers); no answers are counted."""
     losses = model(images, objects)
     return sum(losses.values()), images.new_zeros(())
 

@@ -61,7 +61,7 @@ def valid_boxes(target: dict[str, Tensor], size: tuple[int, int], file: Path) ->
 
 
 def class_mask(path: Path, classes: int) -> Tensor:
-    """The mask as (H, W) uint8. ValueError for a picture in colour, or for a number that stands for no class."""
+    """The mask as (H, W) uint8. ValueError for a picture in color, or for a number that stands for no class."""
     mask = open_image(path)
     if mask.mode not in ("P", "L"):
         raise ValueError(f"the mask has mode {mask.mode}, expected one channel of classes (P or L)")

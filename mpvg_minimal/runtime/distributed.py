@@ -88,11 +88,6 @@ def all_reduce_max(number: int) -> int:
     return int(tensor)
 
 
-def barrier() -> None:
-    """Wait until every process is here."""
-    all_reduce_max(0)
-
-
 def all_gather(value: Any) -> list[Any]:
     """The processes' values in order, in every process: plain types, or tensors on the CPU."""
     if not dist.is_initialized():

@@ -239,5 +239,5 @@ def randomise(module: nn.Module, seed: int = 0) -> nn.Module:
 
 def layer_norm(x: Tensor, norm: nn.LayerNorm) -> Tensor:
     """nn.LayerNorm by its equation, with the weights of `norm`."""
-    centred = x - x.mean(-1, keepdim=True)
-    return centred / ((centred ** 2).mean(-1, keepdim=True) + norm.eps).sqrt() * norm.weight + norm.bias
+    centered = x - x.mean(-1, keepdim=True)
+    return centered / ((centered ** 2).mean(-1, keepdim=True) + norm.eps).sqrt() * norm.weight + norm.bias

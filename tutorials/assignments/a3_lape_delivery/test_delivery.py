@@ -59,11 +59,11 @@ def test_pe_is_handed_on(student):
     """part 1: p_l = LN'_l(p_{l-1})"""
     case = delivered(student, lambda delivery: [
         (lambda: [layer_norm(delivery.pe, norm) for norm in delivery.norms],
-         "every layer normalises p_0 here; it has to normalise what the layer before it delivered"),
-        (lambda: [delivery.pe, *handed_on(delivery)[:-1]], "this is p_0 ... p_{L-1}: normalise before you deliver"),
+         "every layer normalizes p_0 here; it has to normalize what the layer before it delivered"),
+        (lambda: [delivery.pe, *handed_on(delivery)[:-1]], "this is p_0 ... p_{L-1}: normalize before you deliver"),
         (lambda: [delivery.pe, *handed_on(delivery)], "p_0 comes along: the first block gets p_1"),
         (lambda: handed_on(delivery)[-1:] * len(delivery.norms), "each of these is p_L: keep every p on the way")])
-    agree(case, DEPTHS, "a list: start from p_0, normalise, deliver, and go on with what you delivered",
+    agree(case, DEPTHS, "a list: start from p_0, normalize, deliver, and go on with what you delivered",
           gradients=False)
 
 
@@ -93,7 +93,7 @@ def test_block(student):
             (lambda x, p: after(ln(x), x), "p has no effect: is it added to anything?")]
         return Case(block, lambda x, p: after(ln(x) + p, x), [normal(B, N, D), normal(1, N, D, seed=3)], mistakes,
                     [block])
-    agree(case, SIZES, "normalise x, add p to that, and only then call attention")
+    agree(case, SIZES, "normalize x, add p to that, and only then call attention")
 
 
 @pytest.mark.points(1)

@@ -2,7 +2,7 @@
 
     input:     x = tokens + p_0                  p_0 is the learnt PE itself
     block 1:   no PE
-    block l:   p_l = LN'_l(p_{l-1})              l = 2 ... L; what block 2 normalises is p_0 (p_1 = p_0)
+    block l:   p_l = LN'_l(p_{l-1})              l = 2 ... L; what block 2 normalizes is p_0 (p_1 = p_0)
     last norm: y = LN(x) + LN'_last(p_0)
     head:      logits = head(mean over the tokens of y)
 

@@ -56,11 +56,11 @@ def test_last_norm(student):
         def pe(p):
             return layer_norm(p, module.pe_norm)
         return Case(module, lambda x, p_0: tokens(x) + pe(p_0), [normal(B, N, D), normal(1, N, D, seed=1)], [
-            (lambda x, p_0: tokens(x + p_0), "this is LN(x + p): normalise first, add afterwards"),
+            (lambda x, p_0: tokens(x + p_0), "this is LN(x + p): normalize first, add afterwards"),
             (lambda x, p_0: tokens(x) + p_0, "PE is added as it is: it goes through pe_norm first"),
             (lambda x, p_0: tokens(x) + tokens(p_0), "PE went through the tokens' norm: it has its own, pe_norm"),
             (lambda x, p_0: tokens(x), "PE has no effect: is it added to anything?")], [module])
-    agree(case, SIZES, "normalise the tokens, normalise PE, each by its own norm, then add")
+    agree(case, SIZES, "normalize the tokens, normalize PE, each by its own norm, then add")
 
 
 @pytest.mark.points(1)
@@ -102,9 +102,9 @@ def test_blocks_get_pe_from_the_second_on(student):
             return got[:2]
         return Case(call, lambda p_0: (p_0, handed_on(p_0, norms)), [normal(1, N, D)], [
             (lambda p_0: (p_0, [None, *(layer_norm(p_0, norm) for norm in norms)]),
-             "every block normalises p_0 here: hand on what the block before received"),
+             "every block normalizes p_0 here: hand on what the block before received"),
             (lambda p_0: (p_0, [None, p_0, *handed_on(p_0, norms)[1:-1]]),
-             "block l gets p_{l-1} here: normalise first, then deliver"),
+             "block l gets p_{l-1} here: normalize first, then deliver"),
             (lambda p_0: (None, handed_on(p_0, norms)), "MPVG adds p_0 to the tokens before block 1")], [norms])
     agree(case, DEPTHS, "p_0 for the input; block 2 gets LN'_2(p_0), block 3 LN'_3 of that, and so on")
 
@@ -117,9 +117,9 @@ def test_last_norm_gets_the_initial_pe(student):
         return Case(lambda p_0: student.deliver(p_0, norms)[2], lambda p_0: p_0, [normal(1, N, D)], [
             (lambda p_0: handed_on(p_0, norms)[-1],
              "this is p_L, what the last block received; MPVG goes back to the initial PE, p_0"),
-            (lambda p_0: handed_on(p_0, norms[-1:])[-1], "this is normalised already: LN'_last is in LastNorm")],
+            (lambda p_0: handed_on(p_0, norms[-1:])[-1], "this is normalized already: LN'_last is in LastNorm")],
             [norms])
-    agree(case, DEPTHS, "the last norm gets p_0 and normalises it itself")
+    agree(case, DEPTHS, "the last norm gets p_0 and normalizes it itself")
 
 
 class Block(nn.Module):

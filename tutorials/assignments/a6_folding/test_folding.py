@@ -58,13 +58,13 @@ def rows(p_0, norm):
 
 
 @pytest.mark.points(2)
-def test_mean_of_the_normalised_pe(student):
-    """part 1: c for GAP: normalise, then average over tokens"""
+def test_mean_of_the_normalized_pe(student):
+    """part 1: c for GAP: normalize, then average over tokens"""
     def case(N, D):
         norm = nn.LayerNorm(D, eps=1e-2)
         return Case(lambda p_0: student.pooled_pe(norm, p_0, "gap"), lambda p_0: sum(rows(p_0, norm)) / N,
                     [normal(1, N, D, seed=1) * 3 + 1], [
-            (lambda p_0: p_0[0].mean(0), "PE was not normalised: it goes through LN'_last"),
+            (lambda p_0: p_0[0].mean(0), "PE was not normalized: it goes through LN'_last"),
             (lambda p_0: layer_norm(p_0[0].mean(0), norm),
              "average after the norm: the norm of a mean is not the mean of the norms"),
             (lambda p_0: rows(p_0, norm).sum(0), "this is the sum: GAP divides by N"),
@@ -74,7 +74,7 @@ def test_mean_of_the_normalised_pe(student):
 
 
 @pytest.mark.points(1)
-def test_class_token_of_the_normalised_pe(student):
+def test_class_token_of_the_normalized_pe(student):
     """part 1: c for a class token: its row alone"""
     def case(N, D):
         norm = nn.LayerNorm(D, eps=1e-2)
