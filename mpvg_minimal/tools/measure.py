@@ -41,7 +41,7 @@ def interleaved(candidates: dict[str, Callable], *, rounds: int, device: torch.d
     forward, backward = list(candidates.items()), list(candidates.items())[::-1]
     for number in range(rounds + 2):
         for name, call in backward if number % 2 else forward:
-            distributed.all_reduce_max(0)                   # waits until every process is here
+            distributed.all_reduce_max(0)                   # a barrier
             synchronize(device)
             began = time.perf_counter()
             call()
