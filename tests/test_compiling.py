@@ -21,8 +21,9 @@ from mpvg_minimal.training.task import CLASSIFICATION
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
-@pytest.mark.parametrize("pe, pool", [("none", "gap"), ("once", "cls"), ("lape", "cls"), ("pvg", "gap"),
-                                      ("mpvg", "gap")])
+@pytest.mark.parametrize("pe, pool", [
+    ("lape", "cls"), ("mpvg", "gap"),
+    *[pytest.param(*case, marks=pytest.mark.slow) for case in (("none", "gap"), ("once", "cls"), ("pvg", "gap"))]])
 def test_training_is_compiled_once_and_testing_once_for_each_size(pe, pool):
     """In a child: a process that has compiled and differentiated cannot fork one that does, as later tests want to."""
     ended = in_child(lambda: count_compilations(pe, pool), timeout=120)

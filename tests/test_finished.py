@@ -17,9 +17,9 @@ sys.path.insert(0, str(ROOT / "tutorials"))
 import grid_cells  # noqa: E402
 
 TOOLS = ("plots", "export")
-CELLS = ("gap mpvg, not at the input", "gap mpvg, free bias", "gap mpvg, the shared part alone")
-MORE = ("gap mpvg, stopped gradient", "gap mpvg, sign flipped", "gap mpvg, without the shared part",
-        "gap once, PE std 1.0")
+CELLS = ("gap mpvg, free bias", "gap mpvg, the shared part alone")
+MORE = ("gap mpvg, not at the input", "gap mpvg, stopped gradient", "gap mpvg, sign flipped",
+        "gap mpvg, without the shared part", "gap once, PE std 1.0")
 
 
 def tool(name: str, *flags, fault=None) -> Ended:

@@ -37,7 +37,7 @@ def two_ranks(tmp_path_factory):
 
 
 @pytest.mark.promise("preemption")
-@pytest.mark.parametrize("number, code", SIGNALS[:2])
+@pytest.mark.parametrize("number, code", [SIGNALS[0], pytest.param(*SIGNALS[1], marks=pytest.mark.slow)])
 @pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.parametrize("step", [4, "evaluation"])
 def test_one_rank_is_interrupted_and_all_agree(two_ranks, tmp_path, number, code, rank, step):

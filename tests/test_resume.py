@@ -109,8 +109,8 @@ def goes_on(start, undisturbed, tmp_path):
 
 @pytest.mark.promise("exact resume")
 @pytest.mark.parametrize("name, moment", [
-    *[(PLAIN, moment) for moment in KILLS],
-    *[(name, moment) for name in list(CONFIGS)[1:] for moment in list(KILLS)[:3]]])
+    *[(PLAIN, moment) for moment in KILLS], *[(name, "mid-epoch") for name in list(CONFIGS)[1:]],
+    *[pytest.param(name, moment, marks=pytest.mark.slow) for name in list(CONFIGS)[1:] for moment in list(KILLS)[1:3]]])
 def test_killed_and_resumed(start, goes_on, tmp_path, name, moment):
     assert start(name, tmp_path, fault=KILLS[moment]).code == -signal.SIGKILL
     goes_on(name)
@@ -147,11 +147,13 @@ def test_killed_in_every_step(start, goes_on, tmp_path, step):
 
 
 SIGNALS = [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129), (signal.SIGUSR1, 138)]
+MOMENTS = ((1, 1), (2, 4), (3, STEPS))
 
 
 @pytest.mark.promise("preemption")
 @pytest.mark.parametrize("number, code, epoch, step", [
-    *[(*number, *moment) for number in SIGNALS[:2] for moment in ((1, 1), (2, 4), (3, STEPS))],
+    *[(*SIGNALS[0], *moment) for moment in MOMENTS],
+    *[pytest.param(*SIGNALS[1], *moment, marks=pytest.mark.slow) for moment in MOMENTS],
     *[(*number, 2, "evaluation") for number in SIGNALS]])
 def test_interrupted_and_resumed(start, goes_on, tmp_path, number, code, epoch, step):
     stopped = start(MIXED, tmp_path, fault=at(epoch, step, send(number)))
