@@ -44,11 +44,11 @@ every_schedule = pytest.mark.parametrize("switches", VALID, ids=name)
 def tiny(pe: str | tuple = "mpvg", pool: str = "gap", pe_init: str = "learned", **options) -> ViT:
     """A small model in float64 and eval mode, on images that are not square, with random weights."""
     schedule = pe if isinstance(pe, str) else PESchedule(*pe)
-    return randomise(ViT(pe=schedule, pool=pool, pe_init=pe_init, **{**TINY, **options}).double().eval())
+    return randomize(ViT(pe=schedule, pool=pool, pe_init=pe_init, **{**TINY, **options}).double().eval())
 
 
 @torch.no_grad()
-def randomise(model: torch.nn.Module) -> torch.nn.Module:
+def randomize(model: torch.nn.Module) -> torch.nn.Module:
     """Every parameter normal: linear maps keep the size of their input, all others have std 1."""
     for key, weight in model.named_parameters():
         linear = weight.ndim > 1 and not key.endswith(("pos_embed", "cls_token"))

@@ -2,7 +2,7 @@ from collections import Counter
 
 import pytest
 import torch
-from equations import HEADS, WIDTH, attention, layer_norm, mlp, randomise
+from equations import HEADS, WIDTH, attention, layer_norm, mlp, randomize
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.ops import StochasticDepth
 
@@ -10,7 +10,7 @@ from mpvg_minimal.block import Attention, Block, DropPath
 
 
 def block(**options) -> Block:
-    return randomise(Block(WIDTH, HEADS, mlp_ratio=2, **options).double().eval())
+    return randomize(Block(WIDTH, HEADS, mlp_ratio=2, **options).double().eval())
 
 
 def tokens(count: int = 2) -> torch.Tensor:
@@ -31,7 +31,7 @@ def test_a_block_is_its_two_equations():
 
 @pytest.mark.parametrize("heads, bias", [(1, True), (2, False), (6, True)])
 def test_attention_head_by_head(heads, bias):
-    module, y = randomise(Attention(WIDTH, heads, qkv_bias=bias).double()), tokens()
+    module, y = randomize(Attention(WIDTH, heads, qkv_bias=bias).double()), tokens()
     weights = {f"a.{key}": weight for key, weight in module.state_dict().items()}
     assert ("a.qkv.bias" in weights) == bias
     torch.testing.assert_close(module(y), attention(y, weights, "a", heads), rtol=0, atol=1e-10)

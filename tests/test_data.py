@@ -180,7 +180,7 @@ def test_erased_pixels_get_the_mean_color():
     assert augmented(0.0).eq(0).all()
     erased = augmented(1.0).ne(0).any(1)
     assert erased.flatten(1).any(1).all() and 0.02 < erased.double().mean() < 0.4
-    color = torch.tensor([128, 102, 76], dtype=torch.uint8)                    # 255 times (0.5, 0.4, 0.3)
+    color = torch.tensor([128, 102, 76], dtype=torch.uint8)                     # 255 times (0.5, 0.4, 0.3)
     assert (augmented(1.0).permute(0, 2, 3, 1).flatten(0, 2).unique(dim=0) == torch.stack([0 * color, color])).all()
     assert 5 < augmented(0.5).ne(0).flatten(1).any(1).sum() < 35
 

@@ -10,7 +10,7 @@ from unittest.mock import patch
 import pytest
 import torch
 from conftest import ROOT
-from equations import randomise
+from equations import randomize
 from runs import in_child
 
 sys.path.insert(0, str(ROOT / "tutorials"))
@@ -76,7 +76,7 @@ def test_switches_differ_from_mpvg_in_what_they_name():
 @torch.no_grad()
 def test_one_part_of_the_delivered_pe():
     """Of what a block and the last norm receive: its mean over tokens alone, or all but that."""
-    whole, rest, shared = (randomise(built(f"gap mpvg{end}")) for end in
+    whole, rest, shared = (randomize(built(f"gap mpvg{end}")) for end in
                            ("", ", without the shared part", ", the shared part alone"))
     for model in (rest, shared):
         weights = {name.replace("norms.1.", "norms.1.norm."): weight for name, weight in whole.state_dict().items()}
@@ -126,7 +126,7 @@ def test_where_a_gain_could_come_from():
 
 @torch.no_grad()
 def test_zeroed_takes_away_exactly_w_c():
-    model = randomise(built("gap mpvg"))
+    model = randomize(built("gap mpvg"))
     images = torch.randn(2, 3, 32, 32)
     before = model(images)
     c = model.last_norm.pe_norm(model.pe.pos_embed).mean((0, 1))

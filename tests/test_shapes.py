@@ -120,7 +120,7 @@ def test_a_shape_has_one_bright_color_on_dark_noise(shapes):
 
 def test_color_says_nothing_about_the_odd_one(shapes):
     color = torch.stack([cells(channel).amax((2, 3)) for channel in shapes.images.unbind(1)]).double()
-    odd = color[:, torch.arange(2000), shapes.labels].mean()                   # of 6,000 numbers, 96 ... 255
+    odd = color[:, torch.arange(2000), shapes.labels].mean()                    # of 6,000 numbers, 96 ... 255
     assert odd.item() == pytest.approx((96 + 255) / 2, abs=4 * 160 / 12 ** 0.5 / 6000 ** 0.5)
 
 

@@ -17,7 +17,7 @@ from equations import (
     patches,
     permuted,
     random_images,
-    randomise,
+    randomize,
     tiny,
     torchvision_name,
     trace,
@@ -39,7 +39,7 @@ def test_once_is_torchvisions_vit(size, patch, width, depth, heads, ratio, class
                num_classes=classes, pool="cls", pe="once").eval()
     theirs = VisionTransformer(image_size=size, patch_size=patch, num_layers=depth, num_heads=heads, hidden_dim=width,
                                mlp_dim=width * ratio, num_classes=classes).eval()
-    randomise(ours)
+    randomize(ours)
     ours.head.weight.div_(4)                                # logits near 1, so that 1e-5 is well above rounding
     theirs.load_state_dict({torchvision_name(key): weight for key, weight in ours.state_dict().items()})
     images = torch.randn(3, 3, size, size)
@@ -137,7 +137,7 @@ def published_vit_lite(images: torch.Tensor, w: dict[str, torch.Tensor], *, norm
 
 @torch.no_grad()
 def test_vit_lite_is_the_published_one_but_for_the_stream_before_the_mlp():
-    model = randomise(vit_lite(pool="cls", pe="once").double().eval())
+    model = randomize(vit_lite(pool="cls", pe="once").double().eval())
     images, w = torch.randn(2, 3, 32, 32).double(), model.state_dict()
     assert "blocks.0.attn.qkv.bias" not in w
     torch.testing.assert_close(model(images), published_vit_lite(images, w, normalized_stream=False), rtol=0, atol=1e-9)
@@ -241,7 +241,7 @@ def test_copies_give_the_same_bits(known, pool, pe_init, tmp_path):
     assert not torch.equal(stored(images), expected)
     torch.save(model.state_dict(), tmp_path / "model.pt")
     stored.load_state_dict(torch.load(tmp_path / "model.pt", weights_only=True))
-    randomise(model)
+    randomize(model)
     assert torch.equal(copied(images), expected) and torch.equal(stored(images), expected)
 
 

@@ -47,7 +47,7 @@ class Shapes(Dataset):
 
         color = torch.randint(96, 256, (3, size, cells, 1, 1), generator=g, dtype=torch.uint8)
         ground = torch.randint(0, 64, (3, size, cells, cell, cell), generator=g, dtype=torch.uint8)
-        painted = torch.where(inside, color, ground)                           # (3, size, cells, cell, cell)
+        painted = torch.where(inside, color, ground)                            # (3, size, cells, cell, cell)
         self.images = torch.stack([_tile(channel, grid) for channel in painted], dim=1)     # (size, 3, S, S)
 
     def __len__(self) -> int:

@@ -51,7 +51,7 @@ def agree(case: Callable[..., Case], sizes: Iterable[tuple], hint: str, *, gradi
 def _round(case: Case, hint: str, number: int, dtype: torch.dtype, tolerance: float, where: str) -> None:
     """One call, with inputs and parameters that no other round has; the second round is in eval mode."""
     for module in case.modules:
-        randomise(module, seed=1000 * number).to(dtype).train(number == 0)
+        randomize(module, seed=1000 * number).to(dtype).train(number == 0)
     inputs = [to(x + number * normal(*x.shape, seed=77) if is_real(x) else x, dtype) for x in case.inputs]
     given = [x.clone() if isinstance(x, Tensor) else x for x in inputs]
     before = [{name: value.clone() for name, value in module.state_dict().items()} for module in case.modules]
@@ -229,7 +229,7 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
-def randomise(module: nn.Module, seed: int = 0) -> nn.Module:
+def randomize(module: nn.Module, seed: int = 0) -> nn.Module:
     """In float64, with every parameter drawn anew: with fresh affines (1, 0) many mistakes would go unseen."""
     with torch.no_grad():
         for number, weight in enumerate(module.double().parameters()):

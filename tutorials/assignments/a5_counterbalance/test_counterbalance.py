@@ -4,7 +4,7 @@ import statistics
 
 import pytest
 import torch
-from expect import Case, agree, calls, layer_norm, normal, randomise, same_state
+from expect import Case, agree, calls, layer_norm, normal, randomize, same_state
 from student import equal, fail
 from torch import nn
 
@@ -121,7 +121,7 @@ def test_counterbalance(student):
 def test_counterbalance_runs_the_model_once(student):
     """part 4: one run, whatever the number of images and places"""
     for images in (1, 7):
-        model = randomise(Model())
+        model = randomize(Model())
         with calls(model) as runs:
             student.counterbalance(model, normal(images, 5, 8, seed=3))
         equal([len(inputs[0]) for inputs in runs], [images], f"images in each run of the model, for {images} images",
@@ -140,7 +140,7 @@ def test_counterbalance_leaves_the_model_as_it_was(student):
     def own_hook(module, inputs, output):
         return None
     for mode, kind in ((True, Model), (False, Model), (True, Broken)):
-        model = randomise(kind()).train(mode)
+        model = randomize(kind()).train(mode)
         model.norms[1].register_forward_hook(own_hook)
         before = {name: value.clone() for name, value in model.state_dict().items()}
         try:

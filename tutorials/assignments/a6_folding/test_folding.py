@@ -3,7 +3,7 @@ import copy
 
 import pytest
 import torch
-from expect import Case, agree, close, layer_norm, normal, operations, randomise, same_memory, same_state
+from expect import Case, agree, close, layer_norm, normal, operations, randomize, same_memory, same_state
 from student import equal, fail
 from torch import nn
 
@@ -99,7 +99,7 @@ def test_bias_is_added(student):
             (linear, "W c is missing"),
             (lambda f, c: linear(f, c) + c.sum(), "c has D entries, the bias has K: multiply by W")], [head])
     agree(case, [(8, 3, True), (6, 1, True), (4, 9, False)], "W (f + c) + b = W f + (W c + b)", gradients=False)
-    head = randomise(nn.Linear(8, 3))
+    head = randomize(nn.Linear(8, 3))
     folded = student.fold_into_head(head, normal(8))
     equal(type(folded).__name__, "Linear", "type of the new head", "a head is an nn.Linear before and after")
     equal(same_memory(head, folded), [], "of the old head's, what the new head also uses", LEFT)
@@ -187,7 +187,7 @@ def test_folding_keeps_the_logits(student):
 def test_folding_leaves_the_model_as_it_was(student):
     """part 4: the model itself does not change, and can be trained on"""
     for mode in (True, False):
-        model = randomise(Model()).train(mode)
+        model = randomize(Model()).train(mode)
         before = {name: value.clone() for name, value in model.state_dict().items()}
         folded = student.fold(model)
         equal(folded is model, False, "whether the copy is the model itself", "copy.deepcopy first")
@@ -197,7 +197,7 @@ def test_folding_leaves_the_model_as_it_was(student):
         equal(same_memory(model, folded), [], "tensors that the copy shares with the model", LEFT)
         x = normal(4, 5, 8, seed=9)
         expected = folded(x)
-        randomise(model, seed=500)
+        randomize(model, seed=500)
         close(folded(x), expected, "the model was trained on, and the copy with it: nothing may be shared")
         if not all(weight.requires_grad for weight in model.parameters()):
             fail("weights of the model that need no gradient any more", "a model that can be trained on",
