@@ -93,8 +93,8 @@ def one_line(end: Ended, *parts: str, code: int = 2) -> None:
 
 
 def text_of(file) -> str:
-    file.seek(0)
-    return file.read()
+    """What was written so far. Its position is shared with the child's processes, some of which may still write."""
+    return os.pread(file.fileno(), os.fstat(file.fileno()).st_size, 0).decode()
 
 
 @functools.cache

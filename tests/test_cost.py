@@ -15,7 +15,7 @@ from torch import nn
 from mpvg_minimal import vit_lite, vit_nano
 from mpvg_minimal.runtime import provenance
 from mpvg_minimal.runtime.errors import UserError
-from mpvg_minimal.tools import cost, cost_report, measure
+from mpvg_minimal.tools import cost, measure
 from mpvg_minimal.tools.throughput_parts import Given
 
 CPU = torch.device("cpu")
@@ -119,7 +119,7 @@ def test_a_repeated_batch_stands_in_for_a_loader():
 
 def test_a_peak_is_shown_where_the_device_tells_it():
     row = {"model": "vit_nano", "variant": "once", "compiled": False, "parameters": 1, "gflop_forward": 1.0}
-    shown = [cost_report.table([row | peak]).splitlines()[-1].split(" | ")[5] for peak in ({}, {"peak_mb": 1234.4})]
+    shown = [measure.table([row | peak]).splitlines()[-1].split(" | ")[5] for peak in ({}, {"peak_mb": 1234.4})]
     assert shown == ["–", "1,234"]
 
 
@@ -148,4 +148,4 @@ def test_the_command_measures_every_schedule_and_the_folded_model(tmp_path, flag
     assert "train_ratio" not in rows["mpvg, folded"]
     kept = measure.kept_for_backward(vit_nano(pe="mpvg"), torch.randn(3, 3, 32, 32))
     assert rows["mpvg"]["kept_mb_per_image"] == pytest.approx(kept / 3e6)
-    assert cost_report.table(result["rows"]) in done.stdout
+    assert measure.table(result["rows"]) in done.stdout

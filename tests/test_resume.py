@@ -13,6 +13,7 @@ import torch
 from runs import FOLDER, SHAPES, before, both, difference, final, image_folder, in_evaluation, one_line, run, send
 
 import train_cifar
+from mpvg_minimal.runtime import errors
 from mpvg_minimal.training import checkpoint, loop, recipes
 from mpvg_minimal.training.run import Run
 
@@ -146,6 +147,12 @@ def test_killed_in_every_step(start, goes_on, tmp_path, step):
     goes_on(PLAIN)
 
 
+def raises(error: BaseException):
+    def act():
+        raise error
+    return act
+
+
 SIGNALS = [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129), (signal.SIGUSR1, 138)]
 MOMENTS = ((1, 1), (2, 4), (3, STEPS))
 
@@ -204,43 +211,56 @@ def test_a_later_second_signal_acts_at_once(start, tmp_path):
     assert checkpoint.read(tmp_path / checkpoint.NEWEST)["step"] == 0
 
 
+@pytest.mark.promise("preemption")
+def test_interrupted_at_once_while_a_checkpoint_is_written(start, goes_on, tmp_path):
+    """torch's writer, left before its end, writes when it is freed, and aborts if its file is closed by then."""
+    fault = before(torch.serialization._open_zipfile_writer_buffer, "__exit__", 2, raises(KeyboardInterrupt()))
+    one_line(start(PLAIN, tmp_path, fault=fault), "interrupted, nothing more was saved", code=130)
+    goes_on(PLAIN)
+
+
 # A process that loads images dies: one line and the end within 15 seconds, and the run can go on.
 
 DIED = "error: a process that loads images died ("
+LOADER = torch.utils.data.dataloader._MultiProcessingDataLoaderIter
+RESET = ConnectionResetError(104, "Connection reset by peer")
 
 
-def raises(error: Exception):
-    def act():
-        raise error
-    return act
+def kill_a_worker():
+    multiprocessing.active_children()[0].kill()
 
 
 @pytest.mark.promise("lost process")
-@pytest.mark.parametrize("error", [ConnectionResetError(104, "Connection reset by peer"), EOFError()])
+@pytest.mark.parametrize("error", [RESET, EOFError()])
 def test_a_worker_that_dies_while_it_hands_over_a_batch(start, tmp_path, error):
     """Then the main process may read from it before it hears of its death: the moment cannot be hit from outside.
 
     It is the first batch of a test. The workers have just been started, and must not miss that the run ends.
     """
-    loader = torch.utils.data.dataloader._MultiProcessingDataLoaderIter
     late = before(torch.utils.data._utils.signal_handling, "_set_worker_signal_handlers", None, lambda: time.sleep(0.3))
-    end = start(LOADERS, tmp_path, fault=both(late, before(loader, "_next_data", 8, raises(error))), timeout=15)
+    end = start(LOADERS, tmp_path, fault=both(late, before(LOADER, "_next_data", 8, raises(error))), timeout=15)
     one_line(end, DIED + type(error).__name__, code=1)
 
 
 @pytest.mark.promise("lost process")
 def test_a_worker_that_dies_while_a_checkpoint_is_written(start, goes_on, tmp_path):
-    """torch's writer, left before its end, writes when it is freed, and aborts if its file is closed by then."""
-    dies = raises(RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed."))   # from torch's handler
-    fault = before(torch.serialization._open_zipfile_writer_buffer, "__exit__", 2, dies)
+    fault = before(torch.serialization._open_zipfile_writer_buffer, "__exit__", 2, kill_a_worker)
     one_line(start(LOADERS, tmp_path, fault=fault, timeout=15), DIED, code=1)
     goes_on(LOADERS)
 
 
 @pytest.mark.promise("lost process")
+@pytest.mark.parametrize("first", [at(2, 2, kill_a_worker), before(LOADER, "_next_data", 8, raises(RESET))])
+def test_a_worker_that_dies_while_the_user_is_told_of_another(start, tmp_path, first):
+    second = before(errors, "as_user_error", 1, both(kill_a_worker, lambda: time.sleep(0.2)))
+    end = start(LOADERS, tmp_path, fault=both(first, second), timeout=15)
+    assert end.code == 1 and end.err.count(DIED) == 1 and "as_user_error" not in end.err
+
+
+@pytest.mark.promise("lost process")
 @pytest.mark.parametrize("step", [2, "evaluation"])
 def test_a_killed_worker(start, goes_on, tmp_path, step):
-    kill = at(2, step, lambda: multiprocessing.active_children()[0].kill())
+    kill = at(2, step, kill_a_worker)
     slowly = before(loop, "train_step", None, lambda: time.sleep(0.2))
     end = start(LOADERS, tmp_path, fault=both(kill, slowly), timeout=15)
     assert end.seconds < 15 and end.code == 1

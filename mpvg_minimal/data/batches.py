@@ -5,8 +5,7 @@ there. `batch_size` counts the images of one optimizer step over all processes, 
 on eight. Shapes: B images, 3 channels, H x W pixels.
 """
 import os
-import signal
-import threading
+import re
 from collections.abc import Iterator
 from contextlib import nullcontext
 from errno import ENOSPC
@@ -16,10 +15,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from ..runtime.errors import SHARED_MEMORY, Exhausted, LostLoader, UserError, reason
+from ..runtime import signals
+from ..runtime.errors import SHARED_MEMORY, Exhausted, UserError, exhausted, reason
 from ..runtime.seeding import generator, seeded
-
-HELD = [signal.SIGTERM] if hasattr(signal, "sigwaitinfo") else []       # only Linux tells who sent a signal
 
 
 class EpochDataset(Dataset):
@@ -63,7 +61,7 @@ class Batches:
         self.order = BatchOrder(len(dataset), batch_size=batch_size, train=train, seed=seed, rank=rank, world=world)
         self.loader = DataLoader(
             EpochDataset(dataset, transform, seed if train else None, **expected), batch_sampler=self.order,
-            num_workers=workers, pin_memory=pin_memory, persistent_workers=workers > 0, worker_init_fn=outlive_signal,
+            num_workers=workers, pin_memory=pin_memory, persistent_workers=workers > 0, worker_init_fn=signals.ignore,
             generator=torch.Generator())                        # its own, so that iter() draws from no shared one
 
     def __len__(self) -> int:
@@ -72,18 +70,25 @@ class Batches:
     def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of this process in this epoch, from step `start` on. UserError for an image that is unusable."""
         self.order.position = (epoch, start)
+        deaths = []
         try:
-            before = signal.pthread_sigmask(signal.SIG_BLOCK, HELD)     # until `outlive_signal` a worker would lose it
-            try:
-                batches = iter(self.loader)
-            finally:
-                signal.pthread_sigmask(signal.SIG_SETMASK, before)
-            yield from batches
+            batches = iter(self.loader)
+            deaths = signals.deaths(os.getpid()) if self.loader.num_workers else []
+            deaths.clear()                          # those of an earlier run
+            for batch in batches:
+                if deaths:
+                    raise deaths[0]
+                yield batch
         except UserError as error:                  # from a worker it comes with a traceback as its text
             error.with_traceback(None)              # DataLoader's own, a circle of references through the loader
             raise UserError(str(error).strip().rsplit("UserError: ", 1)[-1]) from None
-        except (ConnectionError, EOFError) as error:            # the worker died while it handed over a batch
-            raise LostLoader(error) from None
+        except (ConnectionError, EOFError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and not re.match(r"DataLoader worker \(pid", str(error)):
+                raise
+            died = deaths[0] if deaths else error   # error: it died while it handed over a batch, or sent none for 5 s
+            raise exhausted(died) or Exhausted(
+                f"a process that loads images died ({reason(died).strip('.: ')}): out of memory, or of shared memory "
+                "(in a container: a larger --shm-size)? Try fewer --workers; a saved run goes on by --resume") from None
         except OSError as error:                    # the loader puts a few semaphores into shared memory
             raise (Exhausted(f"{SHARED_MEMORY} ({reason(error)})") if error.errno == ENOSPC else error) from None
 
@@ -120,18 +125,3 @@ class BatchOrder:
         steps = order.split(self.batch_size)[start:len(self)]
         shares = [step[self.rank::self.world] for step in steps]    # the same step, whatever the number of processes
         return [share for share in shares if len(share)]
-
-
-def outlive_signal(_worker: int) -> None:
-    """Let a worker ignore the signals that stop a run, which reach it too, so that the main process can still save."""
-    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
-    if HELD:                                        # in this process it is held from its first moment on
-        threading.Thread(target=end_by, args=(os.getppid(),), daemon=True).start()
-
-
-def end_by(main_process: int) -> None:
-    """End this process at the first SIGTERM from the main process, which sends it when it ends itself."""
-    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != main_process:
-        pass
-    os._exit(0)

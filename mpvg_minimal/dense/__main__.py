@@ -80,8 +80,7 @@ def train(args: argparse.Namespace, device: torch.device) -> None:
     normalize = normalizer(source, device)
 
     # 5. Run
-    run = start_run(model, recipe, out=out, device=device, amp=amp, task=task, compiled=args.compile,
-                    settings=settings)
+    run = start_run(model, recipe, out=out, device=device, amp=amp, task=task, compiled=args.compile, settings=settings)
     run.resume()
     write_config(out, settings, data_dir=args.data_dir, device=device)
 

@@ -29,20 +29,9 @@ class NonFinite(UserError):
 
 
 class Exhausted(UserError):
-    """Memory, or another resource of the machine, was not enough."""
+    """Memory, or another resource of the machine, was not enough, or it ended a process that is needed."""
 
     exit_code = 1
-
-
-class LostLoader(UserError):
-    """A process that loads images died."""
-
-    exit_code = 1
-
-    def __init__(self, why: BaseException):
-        super().__init__(f"a process that loads images died ({reason(why).strip('.: ')}): out of memory, or of shared "
-                         "memory (in a container: a larger --shm-size)? Try fewer --workers. A run that was saved goes "
-                         "on with --resume")
 
 
 class Interrupted(UserError):
@@ -76,17 +65,6 @@ def exhausted(error: BaseException) -> Exhausted | None:
     return None
 
 
-def lost_loader(error: BaseException | None) -> LostLoader | Exhausted | None:
-    """The line for an exception that says that a process that loads images died. None for any other exception.
-
-    torch raises it at whatever line the main process is in. That line may be in a `finally`, or in code that raises
-    another exception in turn, so all exceptions before this one are looked at too.
-    """
-    while error is not None and not re.match(r"DataLoader worker \(pid", str(error)):
-        error = error.__context__
-    return error and (exhausted(error) or LostLoader(error))
-
-
 def reason(error: BaseException, length: int = 120) -> str:
     """An exception in a few words: its type and the first line of its message, cut to this length."""
     first = (str(error).splitlines() or [""])[0]
@@ -97,7 +75,7 @@ def as_user_error(error: BaseException) -> UserError | None:
     """The one line that is said about an exception. None for a mistake of ours."""
     if isinstance(error, KeyboardInterrupt):        # before training has begun, or the second one
         return Interrupted("interrupted, nothing more was saved", signal.SIGINT)
-    return error if isinstance(error, UserError) else exhausted(error) or lost_loader(error)
+    return error if isinstance(error, UserError) else exhausted(error)
 
 
 @contextmanager

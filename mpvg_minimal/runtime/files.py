@@ -3,9 +3,10 @@
 The content goes into a temporary file beside the real one, which is renamed only when it is complete. A rename is
 atomic, so a kill at any moment leaves either the old file or the new one, and never a part of one.
 """
+import io
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -56,16 +57,26 @@ def linked(temporary: Path, path: Path) -> bool:
     return True
 
 
+def write_whole(path: Path, save: Callable[[BinaryIO], Any], **options: Any) -> None:
+    """save(file), to the file of this name. The options are those of `replacing`.
+
+    First in memory: torch's writer, if an exception stops it, aborts the process when it is freed after its file.
+    """
+    whole = io.BytesIO()
+    save(whole)
+    with replacing(path, **options) as file:
+        file.write(whole.getbuffer())
+
+
 def write_text(path: Path, text: str, **options: str) -> None:
     """Write a small file. The options are those of `replacing`."""
-    with replacing(path, **options) as file:
-        file.write(text.encode())
+    write_whole(path, lambda file: file.write(text.encode()), **options)
 
 
 def write_figure(path: Path, figure: Any, *, dpi: int = 120, **options: Any) -> None:
     """Write a figure of matplotlib as PNG. The options are those of `savefig`. UserError if it cannot be written."""
-    with replacing(path, advice="make room, or make the folder writable, and draw again") as file:
-        figure.savefig(file, dpi=dpi, format="png", **options)
+    write_whole(path, lambda file: figure.savefig(file, dpi=dpi, format="png", **options),
+                advice="make room, or make the folder writable, and draw again")
 
 
 def flush_folder(folder: Path) -> None:

@@ -4,11 +4,11 @@
     python -m mpvg_minimal.tools.cost --compile --peers       compiled, and beside timm's and vit-pytorch's ViT
 
 Machines are shared and noisy, so what counts is the ratio: each candidate takes turns with PE once, and its ratio is
-the median over many rounds of PE-once's time by its own in the same round. Many short rounds are worth more than few
-long ones, since what disturbs a machine lasts for seconds: hence the small batches on CPU, and for inference half
-the batch and four times as many rounds. A GPU gets batches that fill it, for inference four times the batch. The
-ratio of PE once to a copy of itself shows what is left of the noise. Training is
-`train_step` from training/loop.py for everybody, peers included. Shapes: B images.
+the median over many rounds of PE-once's time by its own in the same round. What disturbs a machine lasts for seconds,
+so many short rounds are worth more than few long ones: hence the small batches on CPU, and for inference half the batch
+and four times as many rounds. A GPU gets batches that fill it, for inference four times as large. The ratio of PE once
+to a copy of itself shows what noise is left. All train by `train_step` from training/loop.py, peers included. Shapes: B
+images.
 """
 import statistics
 from pathlib import Path
@@ -26,8 +26,7 @@ from ..training.models import refuse_more_than_fits
 from ..training.recipes import CIFAR
 from ..training.run import start_run
 from ..vit import SIZES
-from .cost_report import table
-from .measure import forward_flops, header, interleaved, kept_for_backward, peak_memory, write
+from .measure import forward_flops, header, interleaved, kept_for_backward, peak_memory, table, write
 
 SCHEDULES = ("once", "none", "lape", "pvg", "mpvg")         # the first is what the others are compared with
 COPY = "once, a copy"                                       # its true ratio is 1

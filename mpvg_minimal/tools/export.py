@@ -8,10 +8,8 @@ The second file is written if onnx, onnxscript and onnxruntime are installed.
 import copy
 import importlib.util
 import io
-from collections.abc import Callable
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor, nn
@@ -20,11 +18,12 @@ from ..dense.detection import Detector
 from ..dense.segmentation import Segmenter
 from ..fold import fold_last_pe
 from ..runtime.errors import UserError, one_line_errors
-from ..runtime.files import replacing
+from ..runtime.files import write_whole
 from ..training import flags
 from . import finished
 
 ONNX = ("onnx", "onnxscript", "onnxruntime")            # what model.onnx needs: to be made, and to be compared
+ADVICE = "make room, or make the folder writable, and export again"
 
 
 def folded(model: nn.Module) -> nn.Module:
@@ -46,24 +45,16 @@ def export(model: nn.Module, image_size: tuple[int, int], folder: Path) -> dict[
     """
     batch = torch.export.Dim("batch")
     program = torch.export.export(folded(model), (torch.randn(2, 3, *image_size),), dynamic_shapes=({0: batch},))
-    write(folder / "model.pt2", lambda file: torch.export.save(program, file))
+    write_whole(folder / "model.pt2", lambda file: torch.export.save(program, file), advice=ADVICE)
     images = torch.randn(5, 3, *image_size)
     outputs = {"model.pt2": torch.export.load(folder / "model.pt2").module()(images)}
     if all(map(importlib.util.find_spec, ONNX)):
         with redirect_stdout(io.StringIO()):                                # because it prints its progress
-            found = torch.onnx.export(program, input_names=["images"], output_names=["scores"], verbose=False)
-        write(folder / "model.onnx", lambda file: file.write(found.model_proto.SerializeToString()))
+            made = torch.onnx.export(program, input_names=["images"], output_names=["scores"], verbose=False)
+        write_whole(folder / "model.onnx", lambda file: file.write(made.model_proto.SerializeToString()), advice=ADVICE)
         outputs["model.onnx"] = run_onnx(folder / "model.onnx", images)
     expected = copy.deepcopy(model).eval()(images)                         # the model's own mode stays
     return {name: (output - expected).abs().max().item() for name, output in outputs.items()}
-
-
-def write(path: Path, save: Callable[[BinaryIO], Any]) -> None:
-    """save(file), to the file of this name. First in memory, because torch's writer aborts where a disk is full."""
-    whole = io.BytesIO()
-    save(whole)
-    with replacing(path, advice="make room, or make the folder writable, and export again") as file:
-        file.write(whole.getbuffer())
 
 
 def run_onnx(path: Path, images: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The instruments: seconds in turns, FLOPs, bytes, and the head of a results file. Shapes: B images."""
+"""The instruments: seconds in turns, FLOPs, bytes; the head of a results file, and its table. Shapes: B images."""
 import json
 import os
 import sys
@@ -98,3 +98,19 @@ def peak_memory(call: Callable, device: torch.device, before: int) -> float | No
     torch.cuda.reset_peak_memory_stats(device)
     call()
     return (torch.cuda.max_memory_allocated(device) - before) / 1e6
+
+
+COLUMNS = {                     # heading -> key of a row, format
+    "parameters": ("parameters", ","), "GFLOP forward": ("gflop_forward", ".3f"),
+    "MB kept for backward, an image": ("kept_mb_per_image", ".2f"), "peak MB of a step": ("peak_mb", ",.0f"),
+    "training images/s": ("train_images_per_second", ",.0f"), "to `once`": ("train_ratio", ".3f"),
+    "inference images/s": ("inference_images_per_second", ",.0f"), "to `once` ": ("inference_ratio", ".3f")}
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows of cost.py as a Markdown table; – for what was not measured."""
+    lines = [f"| model | PE | {' | '.join(map(str.strip, COLUMNS))} |", "|---" * (2 + len(COLUMNS)) + "|"]
+    for row in rows:
+        cells = [format(row[key], form) if row.get(key) else "–" for key, form in COLUMNS.values()]
+        lines.append(f"| {row['model']}{', compiled' * row['compiled']} | {row['variant']} | {' | '.join(cells)} |")
+    return "\n".join(lines)

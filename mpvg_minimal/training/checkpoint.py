@@ -7,7 +7,6 @@ before is kept too. Loading takes the newest one that is undamaged, and a damage
 Loading always uses `weights_only=True`. An ordinary pickle runs any code that its author put into it; with this flag
 only tensors and plain types are loaded. So nothing else is saved.
 """
-import io
 import math
 import re
 import sys
@@ -20,7 +19,7 @@ import torch
 from torch import nn
 
 from ..runtime.errors import NonFinite, UserError, exhausted, reason
-from ..runtime.files import replacing
+from ..runtime.files import write_whole
 
 NEWEST, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
 
@@ -30,15 +29,10 @@ def save(folder: Path, content: dict[str, Any]) -> None:
 
     content: tensors and plain types, nested. UserError if it cannot be written; what was there is then untouched.
     """
-    # In memory first. An exception inside torch's writer, such as the one for a dead loader, which comes at any line,
-    # makes the writer write once more when it is freed. If its file is closed by then, the process aborts.
-    whole = io.BytesIO()
-    torch.save(content, whole)
     newest, previous = folder / NEWEST, folder / PREVIOUS
     keep = None if newest.exists() and damage(newest) else previous     # a damaged one must not replace a good one
-    with replacing(newest, keep=keep, advice="is the disk full? The checkpoint before it is intact; make room and go "
-                   "on with --resume") as file:
-        file.write(whole.getbuffer())
+    write_whole(newest, lambda file: torch.save(content, file), keep=keep, advice="is the disk full? The checkpoint "
+                "before it is intact; make room and go on with --resume")
 
 
 def refuse_non_finite(models: list[nn.Module | None], history: list[dict[str, Any]], *, saved_at: str) -> None:
