@@ -183,7 +183,7 @@ def test_code_in_a_checkpoint_is_called_code(tmp_path):
     ((*RUN, "--epochs", "9" * 600), "(600 characters)"),
     (("mpvg_minimal.tools.throughput", "--parts", "limit", "--matrix", 10 ** 8), "--matrix 100000000 needs at least"),
     (("mpvg_minimal.tools.throughput", "--parts", "batch", "--sizes", 10 ** 8), "a batch of 100000000 images needs"),
-    (("mpvg_minimal.tools.cost", "--models", "vit_nano", "--batch", 10 ** 9), "--batch 1000000000 needs at least")])
+    (("mpvg_minimal.tools.cost", "--models", "vit_nano", "--batch-size", 10 ** 9), "--batch-size 1000000000 needs")])
 def test_numbers_that_no_machine_has_are_refused_before_anything_is_allocated(tmp_path, flags, part):
     def little_memory():
         resource.setrlimit(resource.RLIMIT_AS, (2 ** 34, 2 ** 34))

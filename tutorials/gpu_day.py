@@ -37,7 +37,7 @@ SPEED, PARTS = "-m mpvg_minimal.tools.throughput --model", "tutorials/gpu_parts.
 COMMANDS = {    # part: its seconds, its command, and what --tiny runs in its place (None: nothing)
     "waits": (40, f"{PARTS} waits", f"{PARTS} waits --tiny"),
     "tests": (100, "-m pytest -m cuda tests/test_cuda.py -v", "-m pytest -m cuda tests/test_cuda.py -v -k boxes"),
-    "cost": (70, COST, "-m mpvg_minimal.tools.cost --models vit_nano --batch 2 --rounds 1"),
+    "cost": (70, COST, "-m mpvg_minimal.tools.cost --models vit_nano --batch-size 2 --rounds 1"),
     "compiled": (110, f"{COST} --compile", None),
     "speed": (45, f"{SPEED} vit_lite --dataset cifar10 --parts limit batch",
               f"{SPEED} vit_nano --parts limit batch --batch-size 2 --sizes 2 3 --matrix 64 --rounds 1"),

@@ -116,7 +116,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=list(BATCH), default=["vit_lite", "deit_tiny", "deit_small"])
     parser.add_argument("--device", default="auto")
     parser.add_argument("--amp", choices=["auto", "bf16", "fp16", "off"], default="auto")
-    parser.add_argument("--batch", type=flags.number(int, least=1), help="images of a step (default: by model)")
+    parser.add_argument("--batch-size", type=flags.number(int, least=1), help="default: by model")
     parser.add_argument("--rounds", type=flags.number(int, least=1), default=61)
     parser.add_argument("--compile", action="store_true", help="measure compiled models")
     parser.add_argument("--peers", action="store_true", help="beside timm's and vit-pytorch's ViT")
@@ -126,11 +126,11 @@ def main() -> None:
     amp = flags.choose_amp(args.amp, device)
     torch._dynamo.config.recompile_limit = 100          # all candidates share ViT.forward: past 8 it would run eagerly
     path = args.out / f"cost_{device.type}{'_compiled' if args.compile else ''}.json"
-    refuse_more_than_fits((args.batch or 0) * 12 * 32 ** 2, device, f"--batch {args.batch}")       # the smallest images
+    refuse_more_than_fits((args.batch_size or 0) * 12 * 32 ** 2, device, f"--batch-size {args.batch_size}")
     result = header("mpvg_minimal.tools.cost", device) | {"rounds": args.rounds, "amp": str(amp), "rows": []}
     write(result, path)                                 # now: whoever cannot should not learn it in an hour
     for name in args.models:
-        batch = args.batch or BATCH[name][device.type == "cuda"]
+        batch = args.batch_size or BATCH[name][device.type == "cuda"]
         new = measure(name, device, amp, batch=batch, rounds=args.rounds, compiled=args.compile, peers=args.peers)
         print(table(new), flush=True)
         result["rows"] += new
