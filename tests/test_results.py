@@ -84,6 +84,9 @@ def test_the_correlations_that_the_readme_speaks_of():
     for key in ("correlation", "shared_correlation", "place_correlation"):
         found = grid_report.mean_and_error([epoch[key][-2] for epoch in last])
         assert found in flat("README.md").replace("−", "-"), (key, found)
+    four = [run["epochs"][-1] for run in measured("grid_cifar10_jpeg_twelve") if run["cell"] == "gap lape, 4 blocks"]
+    found = grid_report.mean_and_error([epoch["correlation"][-2] for epoch in four])
+    assert f"four blocks trained as the twelve have r = {found}" in flat("README.md").replace("−", "-")
 
 
 def test_the_readme_is_short_and_its_links_lead_somewhere():
