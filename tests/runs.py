@@ -66,6 +66,7 @@ def fork(function: Callable[[], Any], environment: dict[str, str] | None = None)
         os.dup2(err.fileno(), 2)
         sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)            # nohup ignores it
         os.environ.update(environment or {})
         with one_line_errors():
             function()

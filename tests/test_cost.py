@@ -134,7 +134,8 @@ def test_a_folder_of_results_that_cannot_be_used_is_one_line(tmp_path, monkeypat
     ([], "cost_cpu.json"), pytest.param(["--compile"], "cost_cpu_compiled.json", marks=pytest.mark.slow)])
 def test_the_command_measures_every_schedule_and_the_folded_model(tmp_path, flags, name):
     command = [sys.executable, *"-m mpvg_minimal.tools.cost --models vit_nano --batch-size 3 --rounds 1".split()]
-    done = subprocess.run([*command, *flags, "--out", tmp_path], cwd=ROOT, capture_output=True, text=True, timeout=600)
+    done = subprocess.run([*command, *flags, "--out", tmp_path], cwd=ROOT, capture_output=True, text=True, timeout=600,
+                          env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
     assert "recompile_limit" not in done.stderr             # past it, candidates would run eagerly
     result = json.loads((tmp_path / name).read_text())
