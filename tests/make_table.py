@@ -17,7 +17,7 @@ PROMISES = {                                        # the mark's name -> what is
     "mismatch": "Resuming or testing with another model, data set or schedule is refused, with key and values",
     "bad data": "A bad file, folder, label or image size is named in one line; exit code 2",
     "bad flags": "A wrong flag is one line on stderr, before data is opened or a model built; exit code 2",
-    "disk full": "The checkpoint before stays intact, and the message says so",
+    "disk full": "A full disk is named, and the last checkpoint stays intact",
     "output": "A reader that goes away, a full disk under stdout, Ctrl-C during imports: no traceback, the run goes on",
     "fuzz": "Flags and values drawn at random for all commands: no traceback, no hang, one line and exit code 1 or 2",
     "lost process": "A killed loading process or rank ends the run within 15 s with its cause; torchrun restarts it",

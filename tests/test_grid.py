@@ -155,8 +155,8 @@ def test_p_values_against_tables_of_t(t, values, p):
 
 
 @pytest.mark.parametrize("values, expected, words", [
-    ([1.0], +1, "too few seeds"), ([1.0, 1.1, 0.9], +1, "holds"), ([1.0, 1.1, 0.9], -1, "does not hold: the opposite"),
-    ([1.0, -1.1, 0.9], +1, "too small to tell with 3 seeds")])
+    ([1.0, 1.1], +1, "too few seeds"), ([1.0, 1.1, 0.9], +1, "holds"),
+    ([1.0, 1.1, 0.9], -1, "does not hold: the opposite"), ([1.0, -1.1, 0.9], +1, "too small to tell with 3 seeds")])
 def test_verdicts(values, expected, words):
     assert grid_report.verdict(values, expected) == words
     assert grid_report.p_value([0.0, 0.0]) == 1.0 and grid_report.p_value([2.0, 2.0]) == 0.0
@@ -172,11 +172,12 @@ def made_up(cell, seed, top1, zeroed=None):
 def test_the_table_of_made_up_runs():
     runs = [made_up("cls once", 0, 50), made_up("cls once", 1, 52), made_up("gap once", 0, 53),
             made_up("gap once", 1, 54), made_up("gap mpvg", 0, 55, 45), made_up("gap mpvg", 1, 59, 49),
-            made_up("gap mpvg, free bias", 0, 54)]
+            made_up("gap mpvg, free bias", 0, 54), made_up("gap mpvg, 4 blocks", 1, 50)]
     text = grid_report.table(runs, grid.GROUPS, command="the command")
     assert "| gap mpvg | 2 | 57.00 ± 2.00 | +3.50 ± 1.50 | gap once | -10.00 ± 0.00 |" in text
     assert "| gap mpvg, free bias | 1 | 54.00 (one run) | -1.00 (one run) | gap mpvg | – |" in text
-    assert "| GAP alone helps | +0.26 | +2.50 ± 0.50 | 2 | 0.126 | too small to tell with 2 seeds |" in text
+    assert "| gap mpvg, 4 blocks | 1 | 50.00 (one run) | -9.00 (one run) | gap mpvg | – |" in text
+    assert "| GAP alone helps | +0.26 | +2.50 ± 0.50 | 2 | 0.126 | too few seeds |" in text
     assert "lape" not in text and "`the command`; vit_nano on a data set, all images, 2 epochs" in text
 
 
@@ -200,13 +201,14 @@ def test_the_figure_shows_every_cell_and_the_mean_correlation(tmp_path):
 
 
 def test_the_figure_of_depth(tmp_path):
-    runs = [made_up("gap lape, 4 blocks", 0, 50), made_up("gap lape, 4 blocks", 1, 50), made_up("gap lape", 0, 50)]
-    given = [-0.1, -0.2, -0.3, -0.4, None], [-0.3, -0.4, -0.5, -0.6, None], [-0.1] * 12 + [None]
+    runs = [made_up(f"gap lape{depth}", seed, 50) for depth in (", 4 blocks", "") for seed in range(2)]
+    runs.append(made_up("gap lape", 2, 50))                                             # a seed of one depth alone
+    given = [-0.1, -0.2, -0.3, -0.4, None], [-0.3, -0.4, -0.5, -0.6, None], *[[-0.1] * 12 + [None]] * 2, [9.0] * 13
     for run, values in zip(runs, given):
         run["epochs"] = [{"correlation": values}]
     four, twelve, _ = axes(grid_figures.draw_depth, runs, tmp_path / "figure.png")[0].get_lines()
     assert list(four.get_ydata()) == pytest.approx([-0.2, -0.3, -0.4, -0.5]) and list(four.get_xdata()) == [1, 2, 3, 4]
-    assert twelve.get_label() == "12 blocks" and len(twelve.get_xdata()) == 12
+    assert twelve.get_label() == "12 blocks" and list(twelve.get_ydata()) == pytest.approx([-0.1] * 12)
 
 
 def test_the_development_is_the_mean_over_seeds(tmp_path):

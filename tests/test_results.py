@@ -75,7 +75,8 @@ def test_the_p_values_that_the_readme_speaks_of():
     less = [one - other for one, other in zip(gap, cls)]
     found = f"({grid_report.mean_and_error(less, sign='+')}, p {grid_report.p_value(less):.2f})"
     last_norm = [scores["gap mpvg", seed] - scores["gap pvg", seed] for seed in range(5)]
-    for words in (found, f"{grid_report.mean_and_error(last_norm)} (p {grid_report.p_value(last_norm):.2f})"):
+    lape = f"LaPE {grid_report.mean_and_error(gap[:3], sign='+')}"
+    for words in (found, lape, f"{grid_report.mean_and_error(last_norm)} (p {grid_report.p_value(last_norm):.2f})"):
         assert words in flat("README.md").replace("−", "-")
 
 
@@ -111,8 +112,8 @@ def test_findings_of_made_up_runs():
     assert by_place[2:] == ["| gap mpvg | – | -0.30 ± 0.10 | -0.50 ± 0.10 | -0.80 ± 0.10 | +0.20 ± 0.10 |"]
     assert shifts[2:] == ["| gap mpvg | 0.0300 ± 0.0000 | 0.0900 ± 0.0000 | 0.0700 ± 0.0000 | 0.500 ± 0.000 |"]
     assert "| gap mpvg | -50.0 ± 0.0 | block 2: -20.0 ± 0.0 | -1.0 ± 0.0 |" in grid_findings.zeroed(runs)
-    deeper = [run("gap lape, 1 blocks", 0, [-0.1, None], 0, 0), *runs, run("gap lape", 0, [-0.1, -0.2, None], 0, 0)]
-    deeper[0]["settings"] = {"depth": 1}
+    deeper = [run("gap lape, 1 blocks", 0, [-0.1, None], 0, 0), *runs, run("gap lape", 0, [-0.1, -0.2, None], 0, 0),
+              run("gap lape", 1, [-0.1, -0.9, None], 0, 0)]     # of a seed that one depth alone has
     assert grid_findings.by_depth(deeper)[2:] == [
-        "| 1 | -0.10 (one run) | – | – |", "| 2 | -0.20 (one run) | -0.30 ± 0.10 | -0.50 ± 0.10 |"]
+        "| 1 | 1, 0 | -0.10 (one run) | – | – |", "| 2 | 1, 2 | -0.20 (one run) | -0.30 ± 0.10 | -0.50 ± 0.10 |"]
     assert grid_findings.correlations([]) == grid_findings.shifts([]) == grid_findings.zeroed([]) == []

@@ -1,7 +1,8 @@
 """The experiment's cells: which models grid.py compares, in which order, with how many seeds.
 
-A cell is a few settings that differ from the recipe. All cells of one seed start from the same weights wherever shapes
-agree, so differences between cells are paired. Cells named after the paper's tables carry the paper's figure in PAPER.
+A cell is a few settings that differ from the recipe. All cells of one seed and one depth start from the same weights
+wherever shapes agree, so differences between cells are paired. Cells named after the paper's tables carry the paper's
+figure in PAPER.
 """
 from dataclasses import replace
 from typing import Any

@@ -6,6 +6,7 @@ from typing import Any
 import matplotlib
 import matplotlib.pyplot as plt
 from grid_cells import GROUPS
+from grid_findings import of_depths
 from grid_report import beside, paired, standard_error
 
 from mpvg_minimal.runtime.files import write_figure
@@ -32,7 +33,8 @@ def draw(runs: list[dict[str, Any]], groups: dict[str, dict[str, Any]], path: Pa
                 axis.errorbar(statistics.mean(values), row, xerr=error, fmt="|", color=color, capsize=3)
     left.set(yticks=range(len(cells)), xlabel="test top-1 (%): each run, and mean ± standard error")
     left.set_yticklabels(cells, fontsize=8)
-    middle.set(yticks=[], xlabel="difference in points, paired: PE once;\nfor variants of MPVG, MPVG")
+    middle.set(yticks=[],
+               xlabel="paired difference in points: to PE once;\nvariants to MPVG, other depths to twelve blocks")
     middle.axvline(0, color="gray", linewidth=0.8)
     for axis in (left, middle):
         axis.set_ylim(len(cells) - 0.5, -0.5)
@@ -64,15 +66,11 @@ def draw_depth(runs: list[dict[str, Any]], path: Path) -> None:
     """Correlation in each block of models of several depths, LaPE and MPVG with GAP: does it grow with depth?"""
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained", sharey=True)
     for axis, pe in zip(axes, ("lape", "mpvg")):
-        for number, depth in enumerate((4, 8, 12, 16)):
-            own = [run["epochs"][-1]["correlation"] for run in runs
-                   if run["cell"] in (f"gap {pe}", f"gap {pe}, {depth} blocks")]
-            own = [places for places in own if len(places) == depth + 1]
+        for depth, of_depth in of_depths(runs, pe).items():
+            own = [run["epochs"][-1]["correlation"] for run in of_depth]
             blocks = [block for block in range(depth) if own and own[0][block] is not None]
-            if blocks:
-                means = [statistics.mean(places[block] for places in own) for block in blocks]
-                axis.plot([block + 1 for block in blocks], means, marker=".", color=f"C{number}",
-                          label=f"{depth} blocks")
+            means = [statistics.mean(places[block] for places in own) for block in blocks]
+            axis.plot([block + 1 for block in blocks], means, marker=".", label=f"{depth} blocks")
         axis.axhline(0, color="gray", linewidth=0.8)
         axis.set(title=f"GAP, {pe}", xlabel="block")
         if axis.get_legend_handles_labels()[0]:

@@ -70,15 +70,24 @@ def zeroed(runs: Runs) -> list[str]:
     return lines if len(lines) > 2 else []
 
 
+def of_depths(runs: Runs, pe: str) -> dict[int, Runs]:
+    """Runs with GAP by their number of blocks, of the seeds that all these depths have: other seeds, other r."""
+    found: dict[int, Runs] = {}
+    for run in runs:
+        depth = len(run["epochs"][-1]["correlation"]) - 1
+        if run["cell"] in (f"gap {pe}", f"gap {pe}, {depth} blocks"):
+            found.setdefault(depth, []).append(run)
+    seeds = set.intersection(*({run["seed"] for run in own} for own in found.values())) if found else set()
+    return {depth: [run for run in found[depth] if run["seed"] in seeds] for depth in sorted(found)}
+
+
 def by_depth(runs: Runs) -> list[str]:
     """Pearson r in the last block and at the last norm, for models of several depths."""
-    lines = ["| blocks | LaPE, GAP: last block | MPVG, GAP: last block | MPVG, GAP: last norm |", "|---|---|---|---|"]
-    depths = {run["settings"].get("depth", len(run["epochs"][-1]["correlation"]) - 1) for run in runs}
-    for depth in sorted(depths):
-        cells = {pe: [run for run in runs if run["cell"] in (f"gap {pe}", f"gap {pe}, {depth} blocks")
-                      and len(run["epochs"][-1]["correlation"]) == depth + 1] for pe in ("lape", "mpvg")}
-        lape, mpvg = ([run["epochs"][-1] for run in own] for own in cells.values())
-        if lape or mpvg:
-            lines.append(f"| {depth} | {at_place(lape, 'correlation', depth - 1)} | "
-                         f"{at_place(mpvg, 'correlation', depth - 1)} | {at_place(mpvg, 'correlation', depth)} |")
+    lines = ["| blocks | runs of each | LaPE, GAP: last block | MPVG, GAP: last block | MPVG, GAP: last norm |",
+             "|---|---|---|---|---|"]
+    of_lape, of_mpvg = (of_depths(runs, pe) for pe in ("lape", "mpvg"))
+    for depth in sorted(of_lape | of_mpvg):
+        lape, mpvg = ([run["epochs"][-1] for run in of.get(depth, [])] for of in (of_lape, of_mpvg))
+        lines.append(f"| {depth} | {len(lape)}, {len(mpvg)} | {at_place(lape, 'correlation', depth - 1)} | "
+                     f"{at_place(mpvg, 'correlation', depth - 1)} | {at_place(mpvg, 'correlation', depth)} |")
     return lines if len(lines) > 3 else []

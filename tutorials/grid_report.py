@@ -1,7 +1,8 @@
 """What grid.py and dense_grid.py write: means with standard errors, paired differences, tables, and verdicts.
 
-Differences are paired: taken seed by seed between runs that began with the same weights and saw the same images in the
-same order. Standard error: the standard deviation over seeds by the root of their number. p: of a paired t-test.
+Differences are paired: taken seed by seed between runs that saw the same images in the same order and, but for runs of
+another depth, began with the same weights. Standard error: the standard deviation over seeds by the root of their
+number. p: of a paired t-test.
 """
 import math
 import statistics
@@ -61,7 +62,7 @@ def p_value(values: list[float], steps: int = 20_000) -> float | None:
 
 
 def verdict(values: list[float], expected: int) -> str:
-    if len(values) < 2:
+    if len(values) < 3:
         return "too few seeds"
     if p_value(values) >= 0.05:
         return f"too small to tell with {len(values)} seeds"
@@ -75,9 +76,9 @@ def paired(scores: dict[tuple[str, int], float], weights: dict[str, int]) -> lis
 
 
 def beside(cell: str) -> str:
-    """What a cell is compared with: `once` with the same pooling; a variant of MPVG with MPVG."""
-    pool, pe = cell.split(" ", 1)
-    return f"{pool} mpvg" if pe.startswith("mpvg, ") and "blocks" not in pe else f"{pool} once"
+    """What a cell is compared with: `once` with the same pooling; a variant of MPVG, or another depth, with its own."""
+    whole = cell.split(",")[0]
+    return whole if whole != cell and (whole.endswith("mpvg") or "blocks" in cell) else f"{cell.split()[0]} once"
 
 
 def without_last_norm(run: dict[str, Any]) -> float | None:
