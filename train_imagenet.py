@@ -3,7 +3,7 @@
     python train_imagenet.py --gap --mpvg --data-dir IMAGENET                               one GPU
     torchrun --nproc-per-node 8 train_imagenet.py --gap --mpvg --data-dir IMAGENET          eight GPUs
     python train_imagenet.py --data-dir IMAGENET --eval runs/NAME/checkpoint.pt             test a checkpoint
-    python train_imagenet.py --data-dir IMAGENET --init CHECKPOINT --image-size 384 --epochs 30 --lr 5e-6
+    python train_imagenet.py --data-dir IMAGENET --init CHECKPOINT --image-size 384 --epochs 30 --lr 5e-6 --out DIR
 
 IMAGENET holds train/CLASS/*.jpg and val/CLASS/*.jpg. Accuracy and hours: not measured. --batch-size counts the images
 of one update over all processes, so the recipe is the same everywhere.

@@ -44,11 +44,12 @@ class PESchedule:
 
     def __post_init__(self):
         last, first = self.at_last_norm, self.first_block
-        if last not in (None, "initial", "delivered") and type(last) is not int:
+        numbered = hasattr(last, "__index__") and type(last) is not bool        # a whole number; NumPy's too
+        if last not in (None, "initial", "delivered") and not numbered:
             raise ValueError(f'at_last_norm is {last!r}, expected None, "initial", "delivered" or a block\'s number')
         if first is not None and first < 1:
             raise ValueError(f"first_block is {first}, but blocks are counted from 1 (None: no block)")
-        if type(last) is int and last < (first or 1):
+        if numbered and last < (first or 1):
             raise ValueError(f"at_last_norm is {last}, but first_block is {first}: block {last} receives no PE")
         if first is None and self.hierarchical:
             raise ValueError("hierarchical, but first_block is None: PE that no block receives cannot be handed on")
@@ -77,7 +78,7 @@ class PESchedule:
         """ValueError if the schedule names a block beyond the last of `depth` blocks."""
         for name in ("first_block", "at_last_norm"):
             block = getattr(self, name)
-            if type(block) is int and block > depth:
+            if hasattr(block, "__index__") and block > depth:
                 raise ValueError(f"{name} is {block}, but the model has {depth} blocks: choose one of them")
 
 
@@ -98,8 +99,8 @@ class LayerwisePE(nn.Module):
     """PE as every layer receives it. A LayerNorm exists only where the schedule uses one.
 
     init: "learned" (a parameter, truncated normal of this std) or "sincos2d" (fixed). The class token has no place on
-    the grid: its row of sincos2d is 0, and 0 is delivered to it. LN'(0) would not do: its gradient is multiplied by
-    1 / sqrt(eps) = 1000 in every block that hands it on.
+    the grid: its row of sincos2d is 0, and each block delivers 0 to it. LN'(0) would not do: its gradient is multiplied
+    by 1 / sqrt(eps) = 1000 in every block that hands it on. The last norm hands nothing on and gives it LN'_last(0).
     """
 
     def __init__(self, schedule: PESchedule, *, grid: tuple[int, int], width: int, depth: int,

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 def pair(size: int | tuple[int, int]) -> tuple[int, int]:
     """One number for both sides, or (height, width) as it is. ValueError for anything else."""
-    sides = (size, size) if isinstance(size, int) else size
-    if not isinstance(sides, (tuple, list)) or len(sides) != 2:
+    sides = (size, size) if hasattr(size, "__index__") else size
+    if not isinstance(sides, (tuple, list)) or [hasattr(side, "__index__") for side in sides] != [True, True]:
         raise ValueError(f"image size is {size}, expected one number for both sides or (height, width)")
     return tuple(sides)
 

@@ -1,5 +1,6 @@
 """MPVG inside other people's models: against our `ViT`, against themselves, and learning what only PE can tell."""
 import copy
+import functools
 import io
 from itertools import product
 
@@ -17,6 +18,7 @@ from mpvg_minimal.adapt import (
     adapt_swin,
     adapt_timm_vit,
     adapt_torchvision_vit,
+    add_layerwise_pe,
 )
 
 SCHEDULES = ["once", "lape", "pvg", "mpvg"]
@@ -119,6 +121,42 @@ def test_once_adds_a_new_pe_to_the_tokens_and_nowhere_else():
     before, model, inputs = adapted("encoder", "once")
     torch.testing.assert_close(model.eval()(inputs), before(inputs + model.pos_embed))
     assert not any(isinstance(m, NormWithPE) for m in model.modules())
+
+
+@pytest.mark.parametrize("build, conv, adapt", [
+    (torchvision_vit, "conv_proj", adapt_torchvision_vit),
+    (swin, "features.0.0", lambda model: adapt_swin(model, 16))], ids=["torchvision", "swin"])
+def test_models_of_gray_images(build, conv, adapt):
+    model = build()
+    rgb = model.get_submodule(conv)
+    model.set_submodule(conv, nn.Conv2d(1, rgb.out_channels, rgb.kernel_size, rgb.stride))
+    assert adapt(model)(torch.randn(2, 1, 16, 16)).shape == (2, 5)
+
+
+class Words(nn.Module):
+    """An encoder whose layers are called by keyword, with a class token before the others, in the layout (N, B, D)."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers, self.norm = encoder(False).layers, nn.LayerNorm(16)
+
+    def forward(self, x):
+        x = torch.cat([torch.ones_like(x[:1]), x])
+        for layer in self.layers:
+            x = layer(src=x)
+        return self.norm(x)
+
+
+@torch.no_grad()
+def test_a_class_token_and_keywords_in_the_layout_n_b_d():
+    model, x, pe = Words().eval(), torch.randn(4, 3, 16), nn.Parameter(torch.randn(4, 1, 16))
+    first = model.layers[0]
+    rows = torch.cat([torch.zeros(1, 1, 16), pe])                       # the class token has no place: no PE
+    expected = model.norm(functools.reduce(lambda x, layer: layer(x), model.layers,
+                                           torch.cat([torch.ones(1, 3, 16), x]) + rows))
+    add_layerwise_pe(model, norms=[layer.norm1 for layer in model.layers], last_norm=model.norm, pe=pe, schedule="once",
+                     add_before=first, prefix=1, batch_dim=1, example=x)
+    torch.testing.assert_close(model(x), expected)
 
 
 @pytest.mark.parametrize("helper, schedule", [

@@ -201,7 +201,7 @@ def answers() -> set[str]:
 
 def test_the_archive_holds_no_answer(archive):
     files = {path.relative_to(archive).as_posix(): path for path in archive.rglob("*") if path.is_file()}
-    expected = {"LICENSE", "requirements.txt", *(f"tutorials/assignments/{file}" for file in (
+    expected = {"LICENSE", "requirements.txt", "pytest.ini", *(f"tutorials/assignments/{file}" for file in (
         "README.md", "conftest.py", "expect.py", "grade.py", "student.py",
         *(f"{name}/{file}" for name in NAMES for file in ("README.md", grade.named_file(name),
                                                           f"test_{grade.named_file(name)}"))))}
@@ -227,6 +227,11 @@ def test_solutions_get_full_marks_in_the_archive(archive, tmp_path):
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["score"] == sum(test["max_score"] for test in results["tests"]) == 60
     assert all(test["status"] == "passed" and test["output"] == "" for test in results["tests"])
+
+
+def test_pytest_in_an_assignments_own_folder_of_the_archive(archive):
+    done = shell("-m", "pytest", "-q", "-p", "no:cacheprovider", cwd=archive / "tutorials/assignments/a4_mpvg")
+    assert done.returncode == 1 and "  0 of 10   in all" in done.stdout, done.stdout
 
 
 def test_a_student_starts_with_0_points_and_no_crash():
@@ -348,6 +353,14 @@ def test_whatever_a_submission_does_the_other_tests_count(all_graded, name):
     assert got == points, outputs
     assert said.replace("FILE", file) in outputs[1]
     assert all(output for output, score in zip(outputs, got) if not score)
+
+
+def test_the_temporary_folder_may_be_a_link(course, tmp_path, monkeypatch):
+    """As on macOS."""
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    monkeypatch.setattr(grade.tempfile, "tempdir", str(tmp_path / "link"))
+    assert graded(course, ANSWERS)[0] == [1, 2, 4]
 
 
 def test_an_endless_loop_is_stopped_and_the_other_tests_count(course):

@@ -147,6 +147,17 @@ def test_one_process_more_than_gpus(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(UserError, match="process 3 of this machine has no GPU, there are 2"):
         distributed.join(torch.device("cuda"))
+    with pytest.raises(UserError, match="mps cannot be summed over processes: give --device cpu"):
+        distributed.join(torch.device("mps"))
+
+
+def test_the_card_that_was_named_is_the_current_one(monkeypatch):
+    """What torch says of bfloat16 is about the current card."""
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    for name in ("cpu", "cuda", "cuda:1"):
+        assert distributed.join(torch.device(name)) == torch.device(name)
+    assert chosen == [torch.device("cuda:1")]
 
 
 @pytest.mark.promise("bad flags")

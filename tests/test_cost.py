@@ -106,6 +106,14 @@ def test_rounds_take_turns_both_ways_after_two_to_warm_up():
     assert {name: len(times) for name, times in seconds.items()} == {"a": 3, "b": 3}
 
 
+@pytest.mark.parametrize("device", ["cuda", "mps"])
+def test_a_call_is_timed_to_its_end_on_the_device(device, monkeypatch):
+    calls = []
+    monkeypatch.setattr(getattr(torch, device), "synchronize", lambda *_: calls.append("waits"))
+    measure.interleaved({"a": lambda: calls.append("a")}, rounds=1, device=torch.device(device))
+    assert calls == ["waits", "a", "waits"] * 3
+
+
 def test_the_ratio_is_the_median_of_the_rounds_ratios():
     row = cost.summary("train", [2.0, 1.0, 4.0], once=[1.0, 1.0, 1.0], batch=8)
     assert row["train_ratio"] == 0.5 and row["train_images_per_second"] == 4.0

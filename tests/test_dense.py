@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from torchvision.models.detection.fcos import FCOS
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
-from mpvg_minimal import ViT, fold_last_pe
+from mpvg_minimal import ViT, fold_last_pe, resize_pe
 from mpvg_minimal.data import sources
 from mpvg_minimal.data.loading import make_batches, normalizer
 from mpvg_minimal.dense import __main__ as command
@@ -215,6 +215,13 @@ def test_a_detector_keeps_its_images_size_and_its_boxes_inside():
     model.fcos.score_thresh = 0.0
     boxes = model(torch.randn(1, 3, 16, 24))[0]["boxes"]
     assert len(boxes) and boxes.min() >= 0 and boxes[:, 2].max() <= 24 and boxes[:, 3].max() <= 16
+
+
+def test_the_vit_of_a_detector_can_be_exchanged():
+    model = Detector(vit(image_size=16), 3, channels=32, levels=[1], convs=1, padding="zeros").eval()
+    names, model.vit = list(model.state_dict()), resize_pe(model.vit, 32)
+    assert list(model.state_dict()) == names and model.vit.patch_embed.image_size == (32, 32)
+    assert len(model(torch.randn(2, 3, 32, 32))) == 2
 
 
 @pytest.mark.parametrize(("padding", "leaks"), [("circular", False), ("zeros", True)])

@@ -1,6 +1,7 @@
 from dataclasses import FrozenInstanceError, astuple
 from inspect import signature
 
+import numpy as np
 import pytest
 import torch
 from equations import INITS, NAMED, every_init, every_name, every_pool, every_schedule, random_images, sincos, tiny
@@ -35,6 +36,13 @@ def test_the_default_is_mpvg_and_cannot_be_changed():
 def test_a_schedule_that_contradicts_itself_is_refused(switches, why):
     with pytest.raises(ValueError, match=why):
         PESchedule(*switches)
+
+
+def test_blocks_may_be_numbers_of_numpy():
+    PESchedule(at_last_norm=np.int64(3)).check(3)
+    for number in ("first_block", "at_last_norm"):
+        with pytest.raises(ValueError, match=f"{number} is .*4.*, but the model has 3 blocks"):
+            PESchedule(**{number: np.int64(4)}).check(3)
 
 
 @pytest.mark.parametrize("grid, width", [((3, 5), 12), ((1, 4), 4), ((6, 2), 32)])

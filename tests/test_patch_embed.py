@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from equations import patches
@@ -15,8 +16,9 @@ def test_a_token_is_a_linear_map_of_its_patch(image_size, patch_size, channels):
     assert embed.grid == (image_size[0] // patch_size, image_size[1] // patch_size)
 
 
-def test_one_number_is_a_square_image():
-    embed = PatchEmbed(image_size=12, patch_size=4, width=5)
+@pytest.mark.parametrize("size", [12, np.int64(12)])
+def test_one_number_is_a_square_image(size):
+    embed = PatchEmbed(image_size=size, patch_size=4, width=5)
     assert (embed.image_size, embed.grid) == ((12, 12), (3, 3))
 
 
@@ -39,7 +41,8 @@ def test_other_images_are_refused_by_both_shapes(shape):
     ({"patch_size": 2.5}, "patch_size is 2.5"),
     ({"patch_size": -4}, "patch_size is -4"), ({"width": 0}, "width is 0"), ({"channels": 0}, "channels is 0"),
     ({"image_size": (12, 12, 3)}, r"\(12, 12, 3\), expected one number for both sides or \(height, width\)"),
-    ({"image_size": (12,)}, r"image size is \(12,\)"), ({"image_size": 12.0}, "image size is 12.0")])
+    ({"image_size": (12,)}, r"image size is \(12,\)"), ({"image_size": 12.0}, "image size is 12.0"),
+    ({"image_size": (12.0, 12)}, r"image size is \(12.0, 12\)")])
 def test_sizes_without_sense_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         PatchEmbed(**{**dict(image_size=12, patch_size=4, width=5), **options})

@@ -50,6 +50,18 @@ def test_weight_decay_is_for_the_weights_of_linear_maps_alone():
     assert len(decay) + len(rest) == len(names)
 
 
+def test_only_copies_to_a_gpu_of_cuda_go_on_in_the_background(tmp_path, monkeypatch):
+    """test_device_step.py shows that those do. A CPU stands for MPS here, which reads memory that was freed."""
+    given, copies, original = batch(), [], torch.Tensor.to
+
+    def to(tensor, *device, **options):
+        copies.extend(options["non_blocking"] for part in given if part is tensor)
+        return original(tensor, *device, **options)
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    fit(new_run(tmp_path, epochs=1), Given([given]), Given([given]), normalize=lambda images: images)
+    assert copies == [False] * 4                                    # images and labels, in training and in testing
+
+
 def test_learning_rate_warms_up_and_follows_half_a_cosine():
     rate = [learning_rate(u, 300, lr=6e-4, final_lr=1e-5, warmup=1 / 30) for u in range(301)]
     assert rate[:10] == pytest.approx([6e-4 * (u + 1) / 10 for u in range(10)])

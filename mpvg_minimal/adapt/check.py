@@ -84,7 +84,8 @@ def check_forward(model: nn.Module, example: Tensor, norms: list[nn.Module], las
             raise ValueError(f"{path} does not receive what enters its {type(model.get_submodule(block)).__name__}: it "
                              "is no pre-attention norm (norm_first=False, post-norm, V2), and PE would land in the "
                              "residual stream. Layer-wise PE needs pre-norm blocks, x + attention(norm(x))")
-        with_prefix = torch.Size([*shape[:-2], shape[-2] + prefix, shape[-1]])
+        of_tokens = len(shape) - 2 - batch_dim                      # the dimension
+        with_prefix = torch.Size(size + prefix * (dim == of_tokens) for dim, size in enumerate(shape))
         if not fits(tokens.shape, with_prefix, batch_dim):
             raise ValueError(f"tokens of shape {tuple(tokens.shape)} arrive at {path}, but PE has shape "
                              f"{tuple(with_prefix)}: layer-wise PE needs one row for each token, in training too")

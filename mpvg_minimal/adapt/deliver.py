@@ -49,7 +49,7 @@ def add_layerwise_pe(model: nn.Module, *, norms: list[nn.Module], last_norm: nn.
     source = _place(model, path, pe, schedule)
     if path is None and schedule.add_at_input:
         add_before.pe_at_input = PEAtInput(source, pe.shape[-1], **options)
-        add_before.register_forward_pre_hook(add_pe_first)
+        add_before.register_forward_pre_hook(add_pe_first, with_kwargs=True)
     _deliver(model, norms, last_norm, source, schedule, carry, options)
     return model
 

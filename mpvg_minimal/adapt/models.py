@@ -19,10 +19,11 @@ def adapt_torchvision_vit(model: nn.Module, schedule: str | PESchedule = "mpvg",
     """torchvision's `VisionTransformer`: its own PE, its class token included."""
     takes = "torchvision's VisionTransformer"
     pe = part(model, "encoder.pos_embedding", takes)
-    size = part(model, "image_size", takes)
+    size, convolutions = part(model, "image_size", takes), part(model, "conv_proj", takes).modules()
+    channels = next((m.in_channels for m in convolutions if isinstance(m, nn.Conv2d)), 3)
     return add_layerwise_pe(model, norms=first_norms(part(model, "encoder.layers", takes), "ln_1", takes),
                             last_norm=part(model, "encoder.ln", takes), pe=pe, schedule=schedule, start=start,
-                            example=pe.new_empty(2, 3, size, size))
+                            example=pe.new_empty(2, channels, size, size))
 
 
 def adapt_timm_vit(model: nn.Module, schedule: str | PESchedule = "mpvg", *, start: str = "fresh") -> nn.Module:

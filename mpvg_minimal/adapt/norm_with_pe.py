@@ -49,7 +49,7 @@ class _Adding(nn.Module):
 
     def add(self, x: Tensor, p: Tensor) -> Tensor:
         if self.prefix:
-            p = pad(p, (0, 0, self.prefix, 0))                      # (1, N, D) -> (1, prefix + N, D)
+            p = pad(p, (0, 0) * (1 + self.batch_dim) + (self.prefix, 0))        # (1, N, D) -> (1, prefix + N, D)
         if not fits(x.shape, p.shape, self.batch_dim):
             raise ValueError(f"tokens of shape {tuple(x.shape)} do not fit PE of shape {tuple(p.shape)}: give the "
                              "model inputs of the size that it was adapted for (resize_swin_pe gives a Swin another)")
@@ -88,9 +88,12 @@ class PEAtInput(_Adding):
         return self.add(x, self.source.read())
 
 
-def add_pe_first(block: nn.Module, inputs: tuple) -> tuple:
+def add_pe_first(block: nn.Module, inputs: tuple, named: dict) -> tuple[tuple, dict]:
     """A forward pre-hook: a plain function of its block, so that copies of the model share nothing."""
-    return block.pe_at_input(inputs[0]), *inputs[1:]
+    if inputs:
+        return (block.pe_at_input(inputs[0]), *inputs[1:]), named
+    first = next(iter(named))
+    return inputs, {**named, first: block.pe_at_input(named[first])}
 
 
 def fits(tokens: torch.Size, pe: torch.Size, batch_dim: int) -> bool:

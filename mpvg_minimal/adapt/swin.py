@@ -5,8 +5,7 @@
 p_0 (1, H, W, D) is added to the tokens before the first block, in the default model ("once") too. PVG and MPVG deliver
 PE from block 1 on (paper: Swin "exceptionally includes layer 0"), block by block across all stages. From one stage to
 the next PE goes through the model's own patch merging, as the tokens do: our inference from Table 1, whose parameter
-counts leave no room for anything new there. For Swin-Ti they are, in millions: 28.589 (default), 28.598 (PVG), 28.599
-(MPVG), and ours are the same.
+counts leave no room for anything new. For Swin-Ti, theirs and ours, in millions: 28.589, 28.598 (PVG), 28.599 (MPVG).
 
 Source: paper, Table 1 and text; the patch merging and all the rest are ours.
 Shapes: H x W patches of the first stage, D its width; stage s has H / 2^s x W / 2^s tokens of width 2^s D.
@@ -46,7 +45,7 @@ def adapt_swin(model: nn.Module, image_size: int | tuple[int, int], schedule: st
     weight, grid = features[0][0].weight, _grid(model, image_size)  # the patches' convolution: (D, 3, P, P)
     return add_layerwise_pe(model, norms=norms, last_norm=last_norm, pe=new_pe((1, *grid, len(weight)), weight),
                             schedule=schedule, add_before=features[1][0], start=start, carry=carry,
-                            example=weight.new_empty(2, 3, *pair(image_size)))
+                            example=weight.new_empty(2, weight.shape[1], *pair(image_size)))
 
 
 @torch.no_grad()

@@ -44,7 +44,7 @@ class DeviceBatches:
         for position in range(0, len(steps), together):
             chunk = steps[position:position + together]
             index = torch.cat(chunk)
-            there = index.to(self.images.device, non_blocking=True)
+            there = index.to(self.images.device, non_blocking=self.images.device.type == "cuda")
             images, labels = self.images[there], self.labels[there]
             if u is not None:
                 images = augmented(images, u[index], self.source, **self.augment)

@@ -69,10 +69,7 @@ def read_rgb(path: str | Path, advice: str = "replace or remove it") -> Image.Im
 
 
 def is_image(path: str) -> bool:
-    """True for the name of an image, False for a hidden file.
-
-    Any other name raises UserError, because the file may be an image with a wrong name.
-    """
+    """True for the name of an image, False for a hidden file. UserError for other names: an image's may be wrong."""
     hidden = Path(path).name.startswith(".")
     if not hidden and Path(path).suffix.lower() not in IMAGE_ENDINGS:
         raise UserError(f"{path} does not have the name of an image: move it away from the folders of images")
@@ -87,8 +84,7 @@ def is_folder_of_data(name: str) -> bool:
 def images_below(folder: str) -> list[str]:
     """The paths of all images in a folder and its subfolders, in the order of torchvision's ImageFolder.
 
-    FileNotFoundError if the folder is missing. UserError if a subfolder cannot be read, which torchvision would leave
-    out without a word.
+    FileNotFoundError if it is missing. UserError if a subfolder cannot be read: torchvision would leave that one out.
     """
     def refuse(error: OSError) -> None:
         if isinstance(error, FileNotFoundError):

@@ -17,10 +17,7 @@ TESTED = 1024           # images: launching the kernels for fewer would take a G
 
 
 def choose_loader(name: str, device: torch.device, dataset: str) -> str:
-    """--loader auto: "device" on a GPU for the data sets that fit on it, otherwise "workers".
-
-    UserError for ImageNet with --loader device.
-    """
+    """--loader auto: "device" on a GPU for data that fits there, else "workers". UserError for ImageNet on a device."""
     fits = dataset != "imagenet"
     if name == "device" and not fits:
         raise UserError(f"--loader device: {dataset} does not fit on a device; leave it out, or give --loader workers")
@@ -66,7 +63,7 @@ def normalizer(source: Source, device: torch.device) -> Callable[[Tensor], Tenso
 
 
 def first_images(source: Source, count: int) -> Tensor:
-    """The first `count` test images, normalized, (B, 3, H, W) on the CPU."""
+    """`count` test images, normalized, (B, 3, H, W) on the CPU: the first, or of folders evenly spaced ones."""
     cpu = torch.device("cpu")
     batches = make_batches(source, train=False, batch_size=count, limit=count, device=cpu)
     return normalizer(source, cpu)(next(iter(batches.epoch()))[0])

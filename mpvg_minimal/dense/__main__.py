@@ -5,8 +5,7 @@
     python -m mpvg_minimal.dense --task detection --dataset coco --data-dir COCO --gap --mpvg --model deit_tiny \\
         --init runs/NAME/checkpoint.pt                                      begin with a classifier's weights
 
-The same story as train_cifar.py, with a head of its own on the tokens. The heads: segmentation.py and detection.py. The
-data: targets.py.
+The same story as train_cifar.py, with a head of its own on the tokens: segmentation.py, detection.py, data: targets.py.
 """
 import argparse
 from dataclasses import replace
@@ -36,8 +35,7 @@ def parse() -> argparse.Namespace:
     flags.add_flags(parser, models=list(SIZES))
     parser.add_argument("--image-size", type=flags.number(int, least=1, most=flags.LARGEST_IMAGE),
                         help="default: 32 for shapes, otherwise 224")
-    parser.add_argument("--init", type=flags.path, metavar="CHECKPOINT",
-                        help="begin with a classification run's weights")
+    parser.add_argument("--init", type=flags.path, metavar="CHECKPOINT", help="begin with a classifier's weights")
     parser.add_argument("--padding", choices=["zeros", "circular"],
                         help="of the detector's convolutions (default: circular for shapes, otherwise zeros)")
     args = parser.parse_args()

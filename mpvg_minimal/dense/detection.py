@@ -70,6 +70,9 @@ class Detector(nn.Module):
     def vit(self) -> ViT:
         return self.fcos.backbone.vit
 
+    def __setattr__(self, name: str, value: Any) -> None:       # nn.Module's takes no notice of a property
+        nn.Module.__setattr__(self.fcos.backbone if name == "vit" else self, name, value)
+
     def forward(self, images: Tensor, objects: Tensor | None = None) -> Any:
         """FCOS.forward, without its resizing; boxes in float32, because bfloat16 knows 220 pixels to half a pixel."""
         fcos, sizes = self.fcos, [tuple(images.shape[2:])] * len(images)

@@ -18,7 +18,11 @@ from .errors import UserError
 def join(device: torch.device) -> torch.device:
     """Join the process group if `torchrun` started this process. Returns the device of this process."""
     if "LOCAL_RANK" not in os.environ:
+        if device.type == "cuda" and device.index is not None:
+            torch.cuda.set_device(device)           # torch asks the current card what it can do
         return device
+    if device.type == "mps":
+        raise UserError("torchrun: tensors on mps cannot be summed over processes: give --device cpu, or no torchrun")
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         if device.index >= torch.cuda.device_count():
@@ -100,8 +104,7 @@ def all_gather(value: Any) -> list[Any]:
 def first_process_first(function: Callable[[], Any]) -> Any:
     """function(), first in process 0, then in one process of every other machine, then in all others.
 
-    So files that it fetches or writes are made once on every disk. A UserError in one process is raised in all of them
-    before the next ones begin.
+    So files that it fetches or writes are made once on every disk. A UserError in one process is soon raised in all.
     """
     stage, result, error = 0 if is_first() else 1 if os.environ.get("LOCAL_RANK") == "0" else 2, None, None
     for number in range(3):

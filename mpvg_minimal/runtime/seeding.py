@@ -1,10 +1,9 @@
 """Every random draw is a function of where it happens: (seed, epoch, step) or (seed, epoch, image).
 
-The usual way keeps one stream of random numbers, so what an image looks like depends on everything drawn
-before it: the number of workers, an evaluation in between, a restart. Here nothing is kept. The order of an
-epoch comes from (seed, epoch), an image's augmentation from (seed, epoch, index), a step's dropout and mixing
-from (seed, epoch, step). So workers cannot matter, and a resumed run needs no generator's state to go on
-bit for bit.
+The usual way keeps one stream of random numbers, so what an image looks like depends on everything drawn before it: the
+number of workers, an evaluation in between, a restart. Here nothing is kept. The order of an epoch comes from (seed,
+epoch), an image's augmentation from (seed, epoch, index), a step's dropout and mixing from (seed, epoch, step). So
+workers cannot matter, and a resumed run needs no generator's state to go on bit for bit.
 """
 import json
 from contextlib import contextmanager

@@ -30,8 +30,7 @@ class Interrupt:
 def catch_signals() -> Iterator[Interrupt]:
     """Inside, the first signal of `STOP` is noted in the `Interrupt`. A later one acts at once, as it usually does.
 
-    One that comes within a second is ignored, because a cluster may signal every process, and `torchrun` passes its own
-    signal on.
+    One that comes within a second is ignored: a cluster may signal every process, and `torchrun` passes its own on.
     """
     interrupt = Interrupt()
 

@@ -7,8 +7,7 @@ Machines are shared and noisy, so what counts is the ratio: each candidate takes
 the median over many rounds of PE-once's time by its own in the same round. What disturbs a machine lasts for seconds,
 so many short rounds are worth more than few long ones: hence the small batches on CPU, and for inference half the batch
 and four times as many rounds. A GPU gets batches that fill it, for inference four times as large. The ratio of PE once
-to a copy of itself shows what noise is left. All train by `train_step` from training/loop.py, peers included. Shapes: B
-images.
+to a copy of itself shows what noise is left. All train by `train_step`, peers included. Shapes: B images.
 """
 import statistics
 from pathlib import Path

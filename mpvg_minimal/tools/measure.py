@@ -34,8 +34,7 @@ def write(result: dict[str, Any], path: Path) -> None:
 def interleaved(candidates: dict[str, Callable], *, rounds: int, device: torch.device) -> dict[str, list[float]]:
     """Seconds of each call in each round; two rounds before the first one counted warm everything up.
 
-    Every second round goes backwards, so that no candidate always follows the same one. Under torchrun all processes
-    begin each call together.
+    Every second round goes backwards, so that no candidate always follows the same one. Processes begin together.
     """
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     forward, backward = list(candidates.items()), list(candidates.items())[::-1]
@@ -54,6 +53,8 @@ def interleaved(candidates: dict[str, Callable], *, rounds: int, device: torch.d
 def synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
 
 
 def forward_flops(model: nn.Module, images: Tensor) -> int:

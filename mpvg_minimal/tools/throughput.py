@@ -29,8 +29,7 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=["limit", "data", "batch"])
     flags.add_flags(parser, models=list(SIZES))
     parser.add_argument("--dataset", choices=["shapes", "cifar10", "cifar100", "imagenet"], default="shapes")
-    parser.add_argument("--cache", type=flags.path, metavar="DIR",
-                        help="for --dataset imagenet, as in train_imagenet.py")
+    parser.add_argument("--cache", type=flags.path, metavar="DIR", help="for imagenet, as in train_imagenet.py")
     parser.add_argument("--sizes", nargs="+", type=flags.number(int, least=1),
                         default=[128, 256, 512, 1024, 2048, 4096])
     parser.add_argument("--matrix", type=flags.number(int, least=1), default=2048, help="side of the product, on CPU")

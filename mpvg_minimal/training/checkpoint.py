@@ -76,10 +76,7 @@ def damage(path: Path) -> str | None:
 
 
 def newest(folder: Path) -> dict[str, Any]:
-    """The content of the newest undamaged checkpoint in the folder. A damaged one is named on stderr.
-
-    UserError if there is none.
-    """
+    """The content of the newest undamaged checkpoint. A damaged one is named on stderr. UserError if there is none."""
     problems = []
     for path in (folder / NEWEST, folder / PREVIOUS):
         if path.exists():

@@ -67,8 +67,7 @@ def path(text: str) -> Path:
 
 def add_flags(parser: argparse.ArgumentParser, models: list[str]) -> None:
     """Add the flags that all training scripts have. None as a default means that the flag was not given."""
-    parser.add_argument("--data-dir", type=path, default="data",
-                        help="where the data is, or goes (default: %(default)s)")
+    parser.add_argument("--data-dir", type=path, default="data", help="where data is, or goes (default: %(default)s)")
     parser.add_argument("--model", choices=models, help="default: the recipe's")
     parser.add_argument("--gap", dest="pool", action="store_const", const="gap",
                         help="global average pooling (default: a class token)")
@@ -107,7 +106,7 @@ def adjust(recipe: Recipe, args: argparse.Namespace) -> Recipe:
     names = ("model", "epochs", "batch_size", "lr", "ema", "accumulate", "seed")
     given = {name: getattr(args, name, None) for name in names}
     recipe = replace(recipe, **{name: value for name, value in given.items() if value is not None})
-    return replace(recipe, final_lr=min(recipe.final_lr, recipe.lr))        # the rate falls, also from a small --lr
+    return replace(recipe, final_lr=min(recipe.final_lr, recipe.lr))        # the rate never rises after the warm-up
 
 
 def settings_of(args: argparse.Namespace, recipe: Recipe, *, amp: torch.dtype | None, **more: Any) -> dict[str, Any]:

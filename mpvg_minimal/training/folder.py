@@ -95,7 +95,7 @@ def read_config(run: Path) -> dict[str, Any]:
 def take_from_init(args: argparse.Namespace) -> str | None:
     """--init: give `args` the checkpoint's model where no flag names one. Returns the checkpoint's path.
 
-    A run that is resumed knows its model, so the checkpoint need not be there any more.
+    A run that is resumed by --out knows its model, so the checkpoint need not be there any more.
     UserError for a flag that names another model.
     """
     if args.init is None:

@@ -90,8 +90,8 @@ def train_epoch(run: Run, batches: Any, *, normalize: Callable, mix: Callable | 
     began, first = time.perf_counter(), run.step
     for images, targets in bar:
         seed_device(run.device, "step", recipe.seed, run.epoch, run.step, distributed.rank())
-        images = normalize(images.to(run.device, non_blocking=True))
-        targets = targets.to(run.device, non_blocking=True)
+        images = normalize(images.to(run.device, non_blocking=run.device.type == "cuda"))
+        targets = targets.to(run.device, non_blocking=run.device.type == "cuda")
         images, targets = mix(images, targets) if mix else (images, targets)
         rate = learning_rate(run.updates, total, lr=recipe.lr, final_lr=recipe.final_lr, warmup=recipe.warmup,
                              cooldown=recipe.cooldown)
@@ -119,7 +119,7 @@ def fit(run: Run, train: Any, test: Any, *, normalize: Callable, mix: Callable |
     """Train to the end of the recipe's epochs. Returns one dictionary of metrics for each epoch.
 
     save_every: seconds. A checkpoint comes after an epoch if the last one is as old, at the end, and after a signal.
-    train, test: `Batches`, or anything with `len()` and `epoch(epoch, start)` that yields (B, 3, H, W) uint8 and (B,).
+    train, test: `Batches`, or what has `len()` and `epoch(epoch=0, start=0)`, which yields (B, 3, H, W) uint8 and (B,).
     normalize: such images on the device -> what the model takes. mix: (images, labels) -> (images, targets (B, K)).
     """
     if distributed.is_first():

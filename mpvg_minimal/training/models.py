@@ -2,6 +2,7 @@
 import math
 import os
 import shutil
+import sys
 import sysconfig
 from collections.abc import Callable
 from pathlib import Path
@@ -114,7 +115,8 @@ def missing_for_compiling(device: torch.device) -> str | None:
     """What torch.compile lacks on this machine, in a few words: on CUDA Triton compiles C, on the CPU torch C++."""
     if device.type == "mps":
         return None
-    named, known = {"cuda": ("CC", ["gcc", "clang", "cc"]), "cpu": ("CXX", ["g++", "clang++", "c++"])}[device.type]
+    cpu = "clang++" if sys.platform == "darwin" else "g++"       # no other is tried
+    named, known = {"cuda": ("CC", ["gcc", "clang", "cc"]), "cpu": ("CXX", [cpu])}[device.type]
     names = [os.environ[named]] if named in os.environ else known
     header = Path(sysconfig.get_path("include"), "Python.h")
     if not any(map(shutil.which, names)):

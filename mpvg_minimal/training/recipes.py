@@ -1,7 +1,6 @@
 """The training recipes, in one place, and the learning rate that they ask for.
 
-A recipe is for its full length. A shorter run keeps the recipe's proportions, because warm-up and cool-down are shares
-of all updates.
+A recipe is for its full length. A shorter run keeps its proportions: warm-up and cool-down are shares of all updates.
 """
 import math
 from dataclasses import dataclass, replace

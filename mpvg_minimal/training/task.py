@@ -40,13 +40,14 @@ def evaluate_batches(model: nn.Module, batches: Any, *, normalize: Callable, dev
 
     normalize: uint8 images on the device -> what the model takes. between: called after each batch, equally often in
     every process, because it may ask the other processes.
+    Copies to MPS are waited for, because what they read could be freed meanwhile (pytorch issue 189690).
     """
     model.eval()
     done = 0
     for images, targets in batches.epoch():
-        targets = targets.to(device, non_blocking=True)
+        targets = targets.to(device, non_blocking=device.type == "cuda")
         with autocast:
-            output = model(normalize(images.to(device, non_blocking=True)))
+            output = model(normalize(images.to(device, non_blocking=device.type == "cuda")))
         yield output, targets
         done += 1
         between()

@@ -173,17 +173,18 @@ def to(x: Any, dtype: torch.dtype) -> Any:
 
 @contextmanager
 def calls(module: nn.Module) -> Iterator[list]:
-    """The inputs of every call of `module` inside the with-block; len() is how often it was called."""
-    forward, seen = module.forward, []
+    """The inputs of every call of `module`, or of a copy, inside the with-block; len() is how often it was called."""
+    kind, seen = type(module), []
 
-    def counted(*inputs, **named):
-        seen.append(inputs)
-        return forward(*inputs, **named)
-    module.forward = counted
+    class Counted(kind):                        # a function put on `module` itself would keep a copy's calls from it
+        def forward(self, *inputs, **named):
+            seen.append(inputs)
+            return super().forward(*inputs, **named)
+    module.__class__ = Counted
     try:
         yield seen
     finally:
-        del module.forward
+        module.__class__ = kind
 
 
 def operations(call: Callable[[], Any]) -> Counter:

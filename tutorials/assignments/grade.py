@@ -71,20 +71,21 @@ def grade(names: list[str], impl: Path, *, timeout: float, folder: Path = HERE) 
     """Test id -> points, what, passed, output."""
     tests = {test: entry for name in names for test, entry in tests_of(name, folder).items()}
     results: dict[str, dict] = {}
-    with tempfile.TemporaryDirectory() as work:
+    with tempfile.TemporaryDirectory() as made:
+        work = Path(made).resolve()         # on macOS a link leads there, and pytest names tests by the real path
         for name in ("conftest.py", "expect.py", "student.py"):
             shutil.copy(folder / name, work)
         for name in names:
             file, found = named_file(name, folder), submitted(name, impl, folder)
-            (Path(work) / name).mkdir()
-            shutil.copy(folder / name / f"test_{file}", Path(work) / name)
+            (work / name).mkdir()
+            shutil.copy(folder / name / f"test_{file}", work / name)
             if found:
-                shutil.copyfile(found, Path(work) / name / file)
+                shutil.copyfile(found, work / name / file)
             else:
                 results |= failed(tests_of(name, folder), f"no {file} in {impl}", f"the file that you wrote, {file}",
                                   "leave its name as it is")
         while len(results) < len(tests):
-            results |= run([test for test in tests if test not in results], Path(work), timeout)
+            results |= run([test for test in tests if test not in results], work, timeout)
     return {test: entry | results[test] for test, entry in tests.items()}
 
 
