@@ -27,7 +27,8 @@ def choose_loader(name: str, device: torch.device, dataset: str) -> str:
 def choose_workers(given: int | None) -> int:
     """--workers; if the flag is omitted, this process's share of the machine's cores, at most 16."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return min(16, cores // distributed.count_here()) if given is None else given
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", distributed.count()))         # processes on this machine
+    return min(16, cores // here) if given is None else given
 
 
 def make_batches(source: Source, *, train: bool, batch_size: int, device: torch.device,
