@@ -60,7 +60,7 @@ def make_batches(source: Source, *, train: bool, batch_size: int, device: torch.
 def normalizer(source: Source, device: torch.device) -> Callable[[Tensor], Tensor]:
     """A function: (B, 3, H, W) uint8 images on the device -> float32, by the mean and the deviation of the source."""
     mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (source.mean, source.std))
-    return lambda images: sources.normalize(images, mean, std)
+    return lambda images: (images.float() / 255 - mean) / std
 
 
 def first_images(source: Source, count: int) -> Tensor:

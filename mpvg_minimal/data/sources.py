@@ -1,4 +1,4 @@
-"""The data sets for classification, how their images are augmented, and how batches of them are normalized and mixed.
+"""The data sets for classification, how their images are augmented, and how batches of them are mixed.
 
 Sources of the augmentation: Cubuk et al. 2020 (RandAugment), Zhong et al. 2020 (random erasing), Zhang et al. 2018
 (mixup), Yun et al. 2019 (cutmix), all by torchvision. Shapes: B images, 3 channels, H x W pixels.
@@ -6,7 +6,6 @@ Sources of the augmentation: Cubuk et al. 2020 (RandAugment), Zhong et al. 2020 
 import zlib
 from typing import Any, NamedTuple
 
-from torch import Tensor
 from torch.utils.data import Dataset, Subset
 from torchvision import datasets
 from torchvision.transforms import InterpolationMode, v2
@@ -119,11 +118,6 @@ def mixing(num_classes: int, *, mixup: float, cutmix: float) -> v2.Transform | N
     kinds = [kind(alpha=alpha, num_classes=num_classes)
              for kind, alpha in ((v2.MixUp, mixup), (v2.CutMix, cutmix)) if alpha > 0]
     return v2.RandomChoice(kinds) if kinds else None
-
-
-def normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """(B, 3, H, W) uint8 -> float32. mean, std: (3, 1, 1), of pixels scaled to 0 ... 1."""
-    return (images.float() / 255 - mean) / std
 
 
 def limit_dataset(dataset: Dataset, limit: int | None) -> Dataset:
