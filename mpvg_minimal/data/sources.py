@@ -12,7 +12,7 @@ from torchvision.transforms import InterpolationMode, v2
 
 from ..runtime import distributed
 from ..runtime.errors import UserError
-from .images import IMAGE_ENDINGS, ClassFolders, data_folder, one_line, read_rgb
+from .images import ClassFolders, data_folder, one_line, read_rgb
 from .shapes import Shapes
 
 
@@ -75,7 +75,7 @@ def open_imagenet(data_dir: str, image_size: int = 224) -> Source:
         with one_line(f"{data_dir} is not complete", f"Expected {split}/CLASS/*.jpg for every class"):
             splits.append(ClassFolders(split, loader=read_rgb))
             for path in split.iterdir():
-                if path.suffix.lower() in IMAGE_ENDINGS and path.is_file() and not path.name.startswith("."):
+                if datasets.folder.is_image_file(path.name) and path.is_file() and not path.name.startswith("."):
                     raise UserError(f"{path} is in no class: move it to {split}/CLASS/, or away")
     train, val = splits
     if train.classes != val.classes:
