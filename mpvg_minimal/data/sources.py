@@ -55,13 +55,12 @@ def open_shapes() -> Source:
 
 def open_cifar(name: str, data_dir: str) -> Source:
     """CIFAR-10 or CIFAR-100 in `data_dir`, downloaded if it is missing. UserError if it is not there afterwards."""
-    kind, archive = {"cifar10": (datasets.CIFAR10, "cifar-10-python.tar.gz"),
-                     "cifar100": (datasets.CIFAR100, "cifar-100-python.tar.gz")}[name]
+    kind = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
     data_folder(data_dir)
 
     def read() -> list[Dataset]:
         with one_line(f"{name} is not complete in {data_dir} and could not be downloaded",
-                      f"put {archive} into {data_dir}, or train without a download by --dataset shapes"):
+                      f"put {kind.filename} into {data_dir}, or train without a download by --dataset shapes"):
             return [kind(data_dir, train=split, download=True) for split in (True, False)]
 
     train, test = distributed.first_process_first(read)
