@@ -102,8 +102,7 @@ class Run:
                             f"{self.settings['epochs']}: on resume it may only grow")
         self.model.load_state_dict(saved["model"])
         self.optimizer.load_state_dict(saved["optimizer"])
-        if self.scaler.is_enabled() and saved["scaler"]:
-            self.scaler.load_state_dict(saved["scaler"])
+        self.scaler.load_state_dict(saved["scaler"])
         if self.ema:
             self.ema.load_state_dict(saved["ema"])
         rows = saved["totals"]                  # with another number of processes, all start from the mean row
