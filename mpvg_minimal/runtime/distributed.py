@@ -108,7 +108,6 @@ def first_process_first(function: Callable[[], Any]) -> Any:
                 result = function()
             except UserError as caught:
                 error = caught
-        messages = [message for message in all_gather(error and str(error)) if message]
-        if messages:
+        if messages := [message for message in all_gather(error and str(error)) if message]:
             raise error or UserError(messages[0])
     return result
