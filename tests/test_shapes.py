@@ -4,8 +4,9 @@ from torch.nn.functional import cross_entropy
 
 from mpvg_minimal import vit_nano
 from mpvg_minimal.data.batches import Batches
+from mpvg_minimal.data.loading import normalizer
 from mpvg_minimal.data.shapes import KINDS, Shapes
-from mpvg_minimal.data.sources import limit_dataset, normalize, open_shapes
+from mpvg_minimal.data.sources import limit_dataset, open_shapes
 
 PARTS = ("images", "labels", "kinds", "instances", "boxes")
 
@@ -131,18 +132,18 @@ def learn(pe: str, *, images: int, epochs: int) -> float:
     source = open_shapes()
     model = vit_nano(pool="gap", pe=pe)
     train = Batches(limit_dataset(source.train, images), None, batch_size=128, train=True)
-    mean, std = torch.tensor(source.mean).view(3, 1, 1), torch.tensor(source.std).view(3, 1, 1)
+    normalize = normalizer(source, torch.device("cpu"))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05, fused=True)
     rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=epochs * len(train), pct_start=0.1)
     for epoch in range(epochs):
         for batch, labels in train.epoch(epoch):
             optimizer.zero_grad()
-            cross_entropy(model(normalize(batch, mean, std)), labels).backward()
+            cross_entropy(model(normalize(batch)), labels).backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             rate.step()
     with torch.no_grad():
-        right = [model.eval()(normalize(batch, mean, std)).argmax(1) == labels
+        right = [model.eval()(normalize(batch)).argmax(1) == labels
                  for batch, labels in Batches(source.test, None, batch_size=500, train=False).epoch()]
     assert len(torch.cat(right)) == 2000
     return 100 * torch.cat(right).double().mean().item()

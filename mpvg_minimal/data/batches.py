@@ -1,8 +1,7 @@
 """A data set as batches of uint8 images. What a batch holds depends on (seed, epoch, index) alone.
 
 Images stay uint8 until they are on the device, because that is a quarter of the bytes to move. They are normalized
-there. `batch_size` counts the images of one optimizer step over all processes, so a recipe is the same on one GPU and
-on eight. Shapes: B images, 3 channels, H x W pixels.
+there. Shapes: B images, 3 channels, H x W pixels.
 """
 import os
 import re

@@ -75,17 +75,11 @@ def read_small(path: str, *, root: str, folder: Path, side: int) -> Image.Image:
     """The image that the cache keeps for an original. It is made first if it is not there."""
     target = folder / os.path.relpath(path, root)
     if not target.exists():
-        write(target, shrunk(read_rgb(path), side) or Path(path).read_bytes())
+        image, small = read_rgb(path), io.BytesIO()
+        if min(image.size) > side:                              # otherwise the file itself is kept
+            F.resize(image, [side], interpolation=InterpolationMode.BICUBIC).save(small, "JPEG", quality=QUALITY)
+        write(target, small.getvalue() or Path(path).read_bytes())
     return read_rgb(target)
-
-
-def shrunk(image: Image.Image, side: int) -> bytes | None:
-    """A JPEG whose shorter side has `side` pixels. None if the image is no larger than that."""
-    if min(image.size) <= side:
-        return None
-    content = io.BytesIO()
-    F.resize(image, [side], interpolation=InterpolationMode.BICUBIC).save(content, "JPEG", quality=QUALITY)
-    return content.getvalue()
 
 
 def write(target: Path, content: bytes, *, replace: bool = True) -> None:

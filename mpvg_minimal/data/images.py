@@ -15,7 +15,6 @@ from torchvision import datasets
 
 from ..runtime.errors import UserError, reason
 
-IMAGE_ENDINGS = datasets.folder.IMG_EXTENSIONS
 # Pillow goes by the content of a file and reads dozens of other formats. For EPS it starts Ghostscript.
 FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 PASSED_OVER = ("@eaDir", "__MACOSX")                        # made by Synology's file servers and by macOS
@@ -71,7 +70,7 @@ def read_rgb(path: str | Path, advice: str = "replace or remove it") -> Image.Im
 def is_image(path: str) -> bool:
     """True for the name of an image, False for a hidden file. UserError for other names: an image's may be wrong."""
     hidden = Path(path).name.startswith(".")
-    if not hidden and Path(path).suffix.lower() not in IMAGE_ENDINGS:
+    if not hidden and not datasets.folder.is_image_file(path):
         raise UserError(f"{path} does not have the name of an image: move it away from the folders of images")
     return not hidden
 

@@ -11,7 +11,6 @@ from ..runtime.errors import UserError
 from . import sources
 from .batches import Batches
 from .device_batches import DeviceBatches
-from .sources import Source
 
 TESTED = 1024           # images: launching the kernels for fewer would take a GPU longer than computing
 
@@ -27,10 +26,11 @@ def choose_loader(name: str, device: torch.device, dataset: str) -> str:
 def choose_workers(given: int | None) -> int:
     """--workers; if the flag is omitted, this process's share of the machine's cores, at most 16."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return min(16, cores // distributed.count_here()) if given is None else given
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", distributed.count()))         # processes on this machine
+    return min(16, cores // here) if given is None else given
 
 
-def make_batches(source: Source, *, train: bool, batch_size: int, device: torch.device,
+def make_batches(source: sources.Source, *, train: bool, batch_size: int, device: torch.device,
                  augment: dict[str, Any] | None = None, seed: int = 0, limit: int | None = None,
                  loader: str = "workers", workers: int | None = 0) -> Batches | DeviceBatches:
     """The training or the test images of a source as batches, this process's share of them.
@@ -56,13 +56,13 @@ def make_batches(source: Source, *, train: bool, batch_size: int, device: torch.
     return Batches(dataset, transform, workers=workers, pin_memory=device.type == "cuda", **options)
 
 
-def normalizer(source: Source, device: torch.device) -> Callable[[Tensor], Tensor]:
+def normalizer(source: sources.Source, device: torch.device) -> Callable[[Tensor], Tensor]:
     """A function: (B, 3, H, W) uint8 images on the device -> float32, by the mean and the deviation of the source."""
     mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (source.mean, source.std))
-    return lambda images: sources.normalize(images, mean, std)
+    return lambda images: (images.float() / 255 - mean) / std
 
 
-def first_images(source: Source, count: int) -> Tensor:
+def first_images(source: sources.Source, count: int) -> Tensor:
     """`count` test images, normalized, (B, 3, H, W) on the CPU: the first, or of folders evenly spaced ones."""
     cpu = torch.device("cpu")
     batches = make_batches(source, train=False, batch_size=count, limit=count, device=cpu)

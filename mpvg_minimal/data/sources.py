@@ -1,4 +1,4 @@
-"""The data sets for classification, how their images are augmented, and how batches of them are normalized and mixed.
+"""The data sets for classification, how their images are augmented, and how batches of them are mixed.
 
 Sources of the augmentation: Cubuk et al. 2020 (RandAugment), Zhong et al. 2020 (random erasing), Zhang et al. 2018
 (mixup), Yun et al. 2019 (cutmix), all by torchvision. Shapes: B images, 3 channels, H x W pixels.
@@ -6,14 +6,13 @@ Sources of the augmentation: Cubuk et al. 2020 (RandAugment), Zhong et al. 2020 
 import zlib
 from typing import Any, NamedTuple
 
-from torch import Tensor
 from torch.utils.data import Dataset, Subset
 from torchvision import datasets
 from torchvision.transforms import InterpolationMode, v2
 
 from ..runtime import distributed
 from ..runtime.errors import UserError
-from .images import IMAGE_ENDINGS, ClassFolders, data_folder, one_line, read_rgb
+from .images import ClassFolders, data_folder, one_line, read_rgb
 from .shapes import Shapes
 
 
@@ -56,13 +55,12 @@ def open_shapes() -> Source:
 
 def open_cifar(name: str, data_dir: str) -> Source:
     """CIFAR-10 or CIFAR-100 in `data_dir`, downloaded if it is missing. UserError if it is not there afterwards."""
-    kind, archive = {"cifar10": (datasets.CIFAR10, "cifar-10-python.tar.gz"),
-                     "cifar100": (datasets.CIFAR100, "cifar-100-python.tar.gz")}[name]
+    kind = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
     data_folder(data_dir)
 
     def read() -> list[Dataset]:
         with one_line(f"{name} is not complete in {data_dir} and could not be downloaded",
-                      f"put {archive} into {data_dir}, or train without a download by --dataset shapes"):
+                      f"put {kind.filename} into {data_dir}, or train without a download by --dataset shapes"):
             return [kind(data_dir, train=split, download=True) for split in (True, False)]
 
     train, test = distributed.first_process_first(read)
@@ -76,7 +74,7 @@ def open_imagenet(data_dir: str, image_size: int = 224) -> Source:
         with one_line(f"{data_dir} is not complete", f"Expected {split}/CLASS/*.jpg for every class"):
             splits.append(ClassFolders(split, loader=read_rgb))
             for path in split.iterdir():
-                if path.suffix.lower() in IMAGE_ENDINGS and path.is_file() and not path.name.startswith("."):
+                if datasets.folder.is_image_file(path.name) and path.is_file() and not path.name.startswith("."):
                     raise UserError(f"{path} is in no class: move it to {split}/CLASS/, or away")
     train, val = splits
     if train.classes != val.classes:
@@ -119,11 +117,6 @@ def mixing(num_classes: int, *, mixup: float, cutmix: float) -> v2.Transform | N
     kinds = [kind(alpha=alpha, num_classes=num_classes)
              for kind, alpha in ((v2.MixUp, mixup), (v2.CutMix, cutmix)) if alpha > 0]
     return v2.RandomChoice(kinds) if kinds else None
-
-
-def normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """(B, 3, H, W) uint8 -> float32. mean, std: (3, 1, 1), of pixels scaled to 0 ... 1."""
-    return (images.float() / 255 - mean) / std
 
 
 def limit_dataset(dataset: Dataset, limit: int | None) -> Dataset:

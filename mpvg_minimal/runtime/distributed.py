@@ -56,11 +56,6 @@ def is_first() -> bool:
     return rank() == 0
 
 
-def count_here() -> int:
-    """The number of processes on this machine."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", count())) if dist.is_initialized() else 1
-
-
 def restarts() -> int:
     """How often `torchrun --max-restarts` has started this process again after a failure."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
@@ -113,7 +108,6 @@ def first_process_first(function: Callable[[], Any]) -> Any:
                 result = function()
             except UserError as caught:
                 error = caught
-        messages = [message for message in all_gather(error and str(error)) if message]
-        if messages:
+        if messages := [message for message in all_gather(error and str(error)) if message]:
             raise error or UserError(messages[0])
     return result

@@ -49,8 +49,7 @@ def refuse_non_finite(models: list[nn.Module | None], history: list[dict[str, An
 
 def read(path: Path) -> dict[str, Any]:
     """The content of one checkpoint, on the CPU. UserError if it is missing, damaged, or no checkpoint of a run."""
-    problem = damage(path)
-    if problem:
+    if problem := damage(path):
         raise UserError(f"{path} cannot be read as a checkpoint: {problem}")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)

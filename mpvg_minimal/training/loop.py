@@ -5,8 +5,7 @@
     train_step   forward, loss; then scale, backward, unscale, clip, step, update, in this order
 
 No step waits for the device, but in fp16 (was it skipped?) and in FCOS's loss: losses add up there and are read every
-`LOG_EVERY` steps. A resumed run goes on bit for bit: each random draw depends on (seed, epoch, step) alone.
-Shapes: B images of one process, K classes.
+`LOG_EVERY` steps. Random draws: see runtime/seeding.py. Shapes: B images of one process, K classes.
 """
 import time
 from collections.abc import Callable

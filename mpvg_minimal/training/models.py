@@ -1,5 +1,4 @@
 """The models of runs: built, loaded, begun with another run's weights; and whether they can be compiled here."""
-import math
 import os
 import shutil
 import sys
@@ -52,11 +51,8 @@ def refuse_size(settings: dict[str, Any], device: torch.device) -> None:
     share = batch / distributed.count()
     refuse_more_than_fits(3 * size ** 2 * share * (1 + 4 / settings["accumulate"]), device,
                           f"a batch of {batch} images of size {size} (--batch-size)")
-    try:
-        with torch.device("meta"):
-            weights = sum(p.numel() for p in build_model({**settings, "num_classes": 1}).parameters())
-    except RuntimeError:                                        # more weights than an int64 can count
-        weights = math.inf
+    with torch.device("meta"):
+        weights = sum(p.numel() for p in build_model({**settings, "num_classes": 1}).parameters())
     refuse_more_than_fits(16 * weights, device, f"{settings['model']} for images of size {size} (--image-size)")
 
 

@@ -69,15 +69,13 @@ class Run:
     def save(self) -> None:
         """Write OUT/checkpoint.pt and OUT/metrics.jsonl, if all in them is finite. All processes must call it."""
         checkpoint.refuse_non_finite([self.model, self.ema], self.history[-1:], saved_at=self.saved_at)
-        totals = self.totals.new_zeros(distributed.count(), 2)      # each process has its own: a row for each
-        totals[distributed.rank()] = self.totals
-        totals = distributed.all_reduce_sum(totals)
+        totals = torch.stack(distributed.all_gather(self.totals.cpu()))     # each process has its own: a row for each
         self.saved_at, self.saved_when = f"{self.epoch} epochs and {self.step} steps", time.monotonic()
         if distributed.is_first():
             checkpoint.save(self.out, {
                 "settings": self.settings, "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
                 "scaler": self.scaler.state_dict(), "ema": self.ema.state_dict() if self.ema else None,
-                "totals": totals.cpu(), **{name: getattr(self, name) for name in COUNTERS}})
+                "totals": totals, **{name: getattr(self, name) for name in COUNTERS}})
             self.write_metrics()
 
     def write_metrics(self) -> None:
@@ -102,8 +100,7 @@ class Run:
                             f"{self.settings['epochs']}: on resume it may only grow")
         self.model.load_state_dict(saved["model"])
         self.optimizer.load_state_dict(saved["optimizer"])
-        if self.scaler.is_enabled() and saved["scaler"]:
-            self.scaler.load_state_dict(saved["scaler"])
+        self.scaler.load_state_dict(saved["scaler"])
         if self.ema:
             self.ema.load_state_dict(saved["ema"])
         rows = saved["totals"]                  # with another number of processes, all start from the mean row
