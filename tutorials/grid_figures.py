@@ -82,8 +82,7 @@ def draw_depth(runs: list[dict[str, Any]], path: Path) -> None:
 
 def draw_development(runs: list[dict[str, Any]], path: Path) -> None:
     """How the correlation of tokens and delivered PE develops over training: mean over seeds, a line for each place."""
-    cells = [cell for cell in LAYERWISE
-             if any(run["cell"] == cell for run in runs)]
+    cells = [cell for cell in LAYERWISE if any(run["cell"] == cell for run in runs)]
     figure, axes = plt.subplots(1, max(len(cells), 1), figsize=(2.4 * max(len(cells), 1) + 1, 3), sharey=True,
                                 layout="constrained", squeeze=False)
     for axis, cell in zip(axes[0], cells):
