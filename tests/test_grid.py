@@ -192,7 +192,7 @@ def axes(draw, *arguments):
 
 def test_the_figure_shows_every_cell_and_the_mean_correlation(tmp_path):
     runs = [made_up("gap once", 0, 53), made_up("gap mpvg", 0, 55), made_up("gap mpvg", 1, 59)]
-    left, middle, right = axes(grid_figures.draw, runs, grid.GROUPS, tmp_path / "figure.png")
+    left, middle, right = axes(grid_figures.draw, runs, tmp_path / "figure.png")
     assert [label.get_text() for label in left.get_yticklabels()] == ["gap once", "gap mpvg"]
     drawn = {tuple(line.get_xdata()) for line in left.get_lines()}
     assert (53,) in drawn and (55, 59) in drawn and (57.0,) in drawn

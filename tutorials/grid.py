@@ -260,7 +260,7 @@ def main() -> None:
     preset = " --reduced" if args.reduced else " --twelve" if args.twelve else ""
     text = table(runs, GROUPS, command=f"python tutorials/grid.py --dataset {args.dataset}{preset}")
     write_text(file.with_suffix(".md"), text)
-    draw(runs, GROUPS, file.with_suffix(".png"))
+    draw(runs, file.with_suffix(".png"))
     draw_development(runs, file.with_name(f"{file.stem}_balance.png"))
     if any(run["cell"] in GROUPS["depth"] for run in runs):
         draw_depth(runs, file.with_name(f"{file.stem}_depth.png"))
