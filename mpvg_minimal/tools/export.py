@@ -1,9 +1,8 @@
 """A trained model as a file: `python -m mpvg_minimal.tools.export RUN` writes RUN/model.pt2 and RUN/model.onnx.
 
-The file holds the folded model (fold.py): every PE is a constant, and in a classifier PE at the last norm is a part of
-the head's bias. Input: images (B, 3, H, W), float32, normalized as in training, with any B. Output: logits (B, K), or
-scores of every pixel (B, K, H, W). Each file is loaded again and compared with the model itself.
-The second file is written if onnx, onnxscript and onnxruntime are installed.
+The file holds the folded model (fold.py). Input: images (B, 3, H, W), float32, normalized as in training, with any B.
+Output: logits (B, K), or scores of every pixel (B, K, H, W). Each file is loaded again and compared with the model
+itself. The second file is written if onnx, onnxscript and onnxruntime are installed.
 """
 import copy
 import importlib.util
