@@ -3,17 +3,15 @@
 A cell is a few settings that differ from the recipe. All cells of one seed and one depth start from the same weights
 wherever shapes agree, so differences between cells are paired.
 """
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mpvg_minimal import ViT
+from mpvg_minimal import PESchedule, ViT
 from mpvg_minimal.training import recipes
 from mpvg_minimal.training.models import build_model
-
-SWITCHES = dict(add_at_input=True, first_block=2, hierarchical=True, at_last_norm="initial")       # MPVG
 
 # The built-in shapes: long enough for every schedule.
 SHAPES = replace(recipes.SHAPES, epochs=8)
@@ -31,7 +29,7 @@ def gap(pe: str | dict[str, Any], **more: Any) -> dict[str, Any]:
 
 def mpvg(**changed: Any) -> dict[str, Any]:
     """MPVG with some switches set otherwise."""
-    return gap(SWITCHES | changed)
+    return gap(asdict(replace(PESchedule.named("mpvg"), **changed)))
 
 
 GROUPS = {
