@@ -166,7 +166,7 @@ def test_average_precision_by_hand():
 def test_average_precision_without_anything_found_or_true_is_0():
     nothing = found()
     for detections, truth in ((nothing, rows((0, A, 0))), (found((0, 0.9, A)), rows()), (nothing, rows()),
-                              (found((3, 0.9, A)), rows((0, A, 0)))):
+                              (found((3, 0.9, A)), rows((0, A, 0))), (found((0, 0.9, A)), rows((0, A, 1)))):
         assert average_precision([detections], [truth[truth[:, 0] >= 0]])["ap50"] == 0
 
 

@@ -57,7 +57,7 @@ def stand_ins(module, folder: Path) -> None:
     for name, value in {
             "fit": lambda *_, **__: [METRICS], "draw_curves": None, "draw_predictions": None,
             "draw_counterbalance": None, "export": lambda *_: {"model.pt2": 0.0}, "measure": lambda *_, **__: [],
-            "draw_cost": None, "PARTS": dict.fromkeys(getattr(module, "PARTS", ()), lambda _: {}),
+            "PARTS": dict.fromkeys(getattr(module, "PARTS", ()), lambda _: {}),
             "results": lambda *_: iter(()), "in_children": lambda *_: iter(()), "JSON": folder / "dense.json",
             "TABLE": folder / "dense.md"}.items():
         if hasattr(module, name):

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 from grid_jobs import in_children, one_thread, read_runs
-from grid_report import mean_and_error
+from grid_report import mean_and_error, paired
 
 from mpvg_minimal.data.loading import make_batches, normalizer
 from mpvg_minimal.dense import __main__ as dense
@@ -82,16 +82,15 @@ def table(runs: list[dict[str, Any]]) -> str:
     """Markdown: mean ± standard error over seeds; differences are paired, seed by seed."""
     lines = []
     for task, of_task in TASKS.items():
-        cell = {(run["pe"], run["seed"]): run for run in runs if run["task"] == task}
-        once = {seed: run["score"] for (pe, seed), run in cell.items() if pe == "once"}
+        own = [run for run in runs if run["task"] == task]
+        scores = {(run["pe"], run["seed"]): run["score"] for run in own}
         lines += [f"### {task}: {of_task.score}, 0 to 1", "",
                   "| schedule | runs | mean ± s.e. | difference to `once` | zeroed | zeroed − as trained |",
                   "|---|---|---|---|---|---|"]
         for pe in SCHEDULES:
-            of_pe = {seed: run for (name, seed), run in cell.items() if name == pe}
-            tested = [run for run in of_pe.values() if run["zeroed"] is not None]
-            columns = [[run["score"] for run in of_pe.values()],
-                       [run["score"] - once[seed] for seed, run in of_pe.items() if seed in once and pe != "once"],
+            of_pe = [run for run in own if run["pe"] == pe]
+            tested = [run for run in of_pe if run["zeroed"] is not None]
+            columns = [[run["score"] for run in of_pe], paired(scores, {pe: 1, "once": -1}) if pe != "once" else [],
                        [run["zeroed"] for run in tested], [run["zeroed"] - run["score"] for run in tested]]
             cells = " | ".join(mean_and_error(values, digits=4) for values in columns)
             lines.append(f"| `{pe}` | {len(of_pe)} | {cells} |")

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import TensorDataset
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
@@ -28,17 +27,9 @@ from mpvg_minimal.training import flags, loop  # noqa: E402
 STEPS = 71      # the first one may wait: it begins with the augmentation of the whole epoch
 
 
-class Synthetic(Dataset):
-    """Random images of CIFAR-10's shape."""
-
-    def __init__(self, size: int):
-        self.images = torch.randint(256, (size, 3, 32, 32), dtype=torch.uint8)
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.images[index], index % 10
+def synthetic(size: int) -> TensorDataset:
+    """Random images of CIFAR-10's shape, and labels."""
+    return TensorDataset(torch.randint(256, (size, 3, 32, 32), dtype=torch.uint8), torch.arange(size) % 10)
 
 
 def train(args: argparse.Namespace, out: str, *more: str) -> str:
@@ -46,7 +37,7 @@ def train(args: argparse.Namespace, out: str, *more: str) -> str:
     there = (Path(args.data_dir) / "cifar-10-batches-py").exists()
     if args.tiny or not there:
         sizes = (4 * STEPS, 8) if args.tiny else (50_000, 10_000)
-        source = sources.Source(*map(Synthetic, sizes), list("0123456789"), 32, *sources.CIFAR_STATS["cifar10"])
+        source = sources.Source(*map(synthetic, sizes), list("0123456789"), 32, *sources.CIFAR_STATS["cifar10"])
         sources.open_source = lambda *_: source
     small = ["--batch-size", "4", "--model", "vit_nano"] if args.tiny else []
     sys.argv = ["train_cifar.py", "--gap", "--mpvg", "--loader", "device", "--device", args.device, "--out", out,

@@ -24,8 +24,8 @@ import argparse
 import itertools
 import json
 import re
-from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -54,7 +54,7 @@ ROOT = Path(__file__).parents[1]
 MEASURES = ("correlation", "cosine", "stream_correlation", "stream_cosine", "shared_correlation", "place_correlation")
 MAY_DIFFER = {"seed", "cell", *(key for cell in CELLS.values() for key in cell)}          # between runs of one file
 NEEDED = {                      # of every run, with its type or a test
-    "cell": CELLS.__contains__, "seed": int, "top1": (int, float), "zeroed": (dict, type(None)), "machine": str,
+    "cell": CELLS.__contains__, "seed": int, "top1": (int, float), "zeroed": (dict, float, type(None)), "machine": str,
     "data": str, "settings": {"model", "limit", "epochs", "batch_size"}.issubset, "environment": {"commit"}.issubset,
     "epochs": lambda epochs: epochs and all({"correlation"}.issubset(line) for line in epochs)}
 HELD_OUT = 5000         # training images that --validation tests on
@@ -170,12 +170,6 @@ def after_training(saved: dict[str, Any], source: sources.Source, device: torch.
             "learnt_shift_variance": [variance(now.shift - then.shift) for now, then in zip(found, start)]}
 
 
-def results(args: argparse.Namespace, jobs: list[tuple[str, int]]) -> Iterator[dict[str, Any]]:
-    """The results of all jobs as they come, `args.jobs` at a time."""
-    for job in in_children(lambda cell, seed: train(args, cell, seed), jobs, at_once=args.jobs):
-        yield read_runs(folder(args, *job) / "result.json", NEEDED)[0]
-
-
 def as_json(runs: list[dict[str, Any]]) -> str:
     """A line for each run: what changes between two commits is readable, and the file is small."""
     return "[\n" + ",\n".join(json.dumps(run, separators=(",", ":")) for run in runs) + "\n]\n"
@@ -189,20 +183,15 @@ def draw_maps(args: argparse.Namespace, cell: str, path: Path) -> None:
         plots.draw_counterbalance(found, path)
 
 
-def refuse_another_experiment(runs: list[dict[str, Any]], settings: dict[str, Any], file: Path) -> None:
-    """UserError if the file's runs were made with other settings: they could not be compared with new ones."""
+def prepare(args: argparse.Namespace, job: tuple[str, int], runs: list[dict[str, Any]], file: Path) -> None:
+    """Before the first run: see that it can be compared with those in the file, and fetch the data, once."""
+    cell, seed = job
+    settings = settings_of(args, recipe_of(args, seed), cell, flags.choose_device(args.device))
     for run in runs:
         for key in sorted(settings.keys() - MAY_DIFFER):
             if run["settings"].get(key) != settings[key]:
                 raise UserError(f"{file} holds runs with {key} = {run['settings'].get(key)!r}, now it is "
                                 f"{settings[key]!r}: give the same, or another --name")
-
-
-def prepare(args: argparse.Namespace, job: tuple[str, int], runs: list[dict[str, Any]], file: Path) -> None:
-    """Before the first run: see that it fits to those in the file, and fetch the data, once."""
-    cell, seed = job
-    settings = settings_of(args, recipe_of(args, seed), cell, flags.choose_device(args.device))
-    refuse_another_experiment(runs, settings, file)
     open_data(args)
 
 
@@ -262,8 +251,8 @@ def main() -> None:
         in_child(prepare, args, (jobs or planned(args))[0], runs, file)
     if jobs and not args.table:
         write_text(file, as_json(runs))                     # who cannot should not learn it in an hour
-        for run in results(args, jobs):
-            runs.append(run)
+        for job in in_children(partial(train, args), jobs, at_once=args.jobs):
+            runs += read_runs(folder(args, *job) / "result.json", NEEDED)
             runs.sort(key=lambda run: (list(CELLS).index(run["cell"]), run["seed"]))
             write_text(file, as_json(runs))
     if not runs:
@@ -271,7 +260,7 @@ def main() -> None:
     preset = " --reduced" if args.reduced else " --twelve" if args.twelve else ""
     text = table(runs, GROUPS, command=f"python tutorials/grid.py --dataset {args.dataset}{preset}")
     write_text(file.with_suffix(".md"), text)
-    draw(runs, GROUPS, file.with_suffix(".png"))
+    draw(runs, file.with_suffix(".png"))
     draw_development(runs, file.with_name(f"{file.stem}_balance.png"))
     if any(run["cell"] in GROUPS["depth"] for run in runs):
         draw_depth(runs, file.with_name(f"{file.stem}_depth.png"))

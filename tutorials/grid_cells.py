@@ -1,20 +1,17 @@
 """The experiment's cells: which models grid.py compares, in which order, with how many seeds.
 
 A cell is a few settings that differ from the recipe. All cells of one seed and one depth start from the same weights
-wherever shapes agree, so differences between cells are paired. Cells named after the paper's tables carry the paper's
-figure in PAPER.
+wherever shapes agree, so differences between cells are paired.
 """
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mpvg_minimal import ViT
+from mpvg_minimal import PESchedule, ViT
 from mpvg_minimal.training import recipes
 from mpvg_minimal.training.models import build_model
-
-SWITCHES = dict(add_at_input=True, first_block=2, hierarchical=True, at_last_norm="initial")       # MPVG
 
 # The built-in shapes: long enough for every schedule.
 SHAPES = replace(recipes.SHAPES, epochs=8)
@@ -32,7 +29,7 @@ def gap(pe: str | dict[str, Any], **more: Any) -> dict[str, Any]:
 
 def mpvg(**changed: Any) -> dict[str, Any]:
     """MPVG with some switches set otherwise."""
-    return gap(SWITCHES | changed)
+    return gap(asdict(replace(PESchedule.named("mpvg"), **changed)))
 
 
 GROUPS = {
@@ -65,14 +62,6 @@ MAIN = [cell for cell in GROUPS["main"] if not cell.endswith("none")]
 ABLATIONS = [cell for cell in [*GROUPS["switches"], *GROUPS["middle"], *GROUPS["parts"]] if "LaPE" not in cell]
 TWELVE_PLAN = [(MAIN, 5), (["cls once, PE std 0.2", "gap once, PE std 0.2"], 3), (list(GROUPS["why"]), 3),
                (ABLATIONS, 3), (list(GROUPS["depth"]), 2)]
-
-# The paper's figures for DeiT-Ti on ImageNet-1k, top-1 in %; it gives no seeds.
-PAPER = {
-    "cls once": ("Table 1", 72.14), "gap once": ("Fig. 5 a", 72.40), "cls lape": ("Table 1", 72.94),
-    "gap pvg": ("Table 1", 73.17), "gap mpvg": ("Table 1", 73.51), "gap mpvg, no block": ("Fig. 5 b", 72.14),
-    "gap mpvg, from block 1": ("Table 6", 73.31), "gap mpvg, not hierarchical": ("Table 6", 73.48),
-    "gap mpvg, not at the input": ("Table 6", 73.28), "gap mpvg, last norm: p_L": ("Table 5", 73.30),
-    "gap mpvg, last norm: p_9": ("Table 5", 73.38), "gap mpvg, last norm: p_6": ("Table 5", 73.39)}
 
 
 class FreeBias(nn.Module):

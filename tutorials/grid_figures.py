@@ -5,20 +5,19 @@ from typing import Any
 
 import matplotlib
 import matplotlib.pyplot as plt
-from grid_cells import GROUPS
+from grid_cells import CELLS, GROUPS
 from grid_findings import of_depths
 from grid_report import beside, paired, standard_error
 
 from mpvg_minimal.runtime.files import write_figure
 
 matplotlib.use("Agg")
-DEPTHS = GROUPS["depth"]
 LAYERWISE = ("cls lape", "cls mpvg", "gap lape", "gap pvg", "gap mpvg")
 
 
-def draw(runs: list[dict[str, Any]], groups: dict[str, dict[str, Any]], path: Path) -> None:
+def draw(runs: list[dict[str, Any]], path: Path) -> None:
     """Three panels: every run's top-1 with each cell's mean; paired differences; the correlation of tokens and PE."""
-    cells = [cell for group in groups.values() for cell in group if any(run["cell"] == cell for run in runs)]
+    cells = [cell for cell in CELLS if any(run["cell"] == cell for run in runs)]
     size = (15, 0.2 * len(cells) + 1.8)
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=size, layout="constrained", width_ratios=[3, 2, 3])
     scores = {(run["cell"], run["seed"]): run["top1"] for run in runs}
@@ -53,7 +52,7 @@ def draw_places(runs: list[dict[str, Any]], axis: plt.Axes) -> None:
             errors = [standard_error(of_place) if len(of_place) > 1 else 0 for of_place in values]
             axis.errorbar(places, [statistics.mean(of_place) for of_place in values], yerr=errors, marker=".",
                           color=f"C{number}", capsize=2, label=cell)
-    depth = max(len(run["epochs"][-1]["correlation"]) for run in runs if run["cell"] not in DEPTHS) - 1
+    depth = max(len(run["epochs"][-1]["correlation"]) for run in runs if run["cell"] not in GROUPS["depth"]) - 1
     axis.set_xticks(range(depth + 1), [*range(1, depth + 1), "last\nnorm"])
     axis.axhline(0, color="gray", linewidth=0.8)
     axis.set(xlabel="block", ylabel="correlation of tokens and delivered PE", title="after the last epoch",
@@ -82,8 +81,7 @@ def draw_depth(runs: list[dict[str, Any]], path: Path) -> None:
 
 def draw_development(runs: list[dict[str, Any]], path: Path) -> None:
     """How the correlation of tokens and delivered PE develops over training: mean over seeds, a line for each place."""
-    cells = [cell for cell in LAYERWISE
-             if any(run["cell"] == cell for run in runs)]
+    cells = [cell for cell in LAYERWISE if any(run["cell"] == cell for run in runs)]
     figure, axes = plt.subplots(1, max(len(cells), 1), figsize=(2.4 * max(len(cells), 1) + 1, 3), sharey=True,
                                 layout="constrained", squeeze=False)
     for axis, cell in zip(axes[0], cells):

@@ -10,7 +10,6 @@ All other names stay. If the model has timm's `no_weight_decay()`, that list nam
 
 Source: equations as in layerwise_pe.py; `start` and all of this file are ours. Shapes: B inputs, N tokens, D width.
 """
-from collections.abc import Iterable
 from functools import partial
 
 import torch
@@ -40,7 +39,7 @@ def add_layerwise_pe(model: nn.Module, *, norms: list[nn.Module], last_norm: nn.
     """
     schedule, carry = PESchedule.named(schedule) if isinstance(schedule, str) else schedule, carry or {}
     check_parts(model, norms, last_norm, pe, schedule, carry)
-    path = path_of(pe, model.named_parameters())                    # None: it is a new one
+    path = next((path for path, parameter in model.named_parameters() if parameter is pe), None)    # None: a new one
     if example is not None:
         check_forward(model, example, norms, last_norm, pe.shape, schedule=schedule, prefix=prefix,
                       batch_dim=batch_dim, carry=carry)
@@ -70,10 +69,12 @@ def _place(model: nn.Module, path: str | None, pe: nn.Parameter, schedule: PESch
 
 def _deliver(model: nn.Module, norms: list[nn.Module], last_norm: nn.Module | None, source: Source,
              schedule: PESchedule, carry: dict[int, nn.Module], options: dict) -> None:
+    path_of = {module: path for path, module in model.named_modules()}
+
     def replaced(norm: nn.Module, source: Source) -> NormWithPE:
         width = norm.normalized_shape[-1] if hasattr(norm, "normalized_shape") else source.read().shape[-1]
         wrapped = NormWithPE(norm, source, width, **options)
-        model.set_submodule(path_of(norm, model.named_modules()), wrapped)
+        model.set_submodule(path_of[norm], wrapped)
         return wrapped
 
     last = source                                                   # what the last norm will read
@@ -88,8 +89,3 @@ def _deliver(model: nn.Module, norms: list[nn.Module], last_norm: nn.Module | No
             last = delivered
     if schedule.at_last_norm is not None:
         replaced(last_norm, last)
-
-
-def path_of(wanted: object, named: Iterable[tuple[str, object]]) -> str | None:
-    """The path of this module or parameter among a model's, None if it is not there."""
-    return next((path for path, part in named if part is wanted), None)

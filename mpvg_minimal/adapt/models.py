@@ -3,7 +3,7 @@
     model = adapt_torchvision_vit(torchvision.models.vit_b_16(weights="DEFAULT"), schedule="mpvg", start="same")
 
 Each helper finds the parts of the model and hands them to `add_layerwise_pe` (deliver.py). ValueError, before anything
-is changed, for a model that is something else or cannot be adapted; tutorial 9 has a table of both kinds.
+is changed, for a model that is something else or cannot be adapted; README.md has a table of both kinds.
 
 Source: ours. Shapes: B inputs, N tokens, D width.
 """

@@ -1,10 +1,9 @@
 """A norm that also delivers PE. It stands in the place of a norm that a model has already; deliver.py puts it there.
 
 `NormWithPE` adds the delivered PE to the output of the norm: x + MSA(LN(x) + p_l), and y = LN(x) + LN'_last(p_0).
-Each one knows its `Source`: the module and the attribute where its PE is read, which is p_0 or the norm before.
-`copy.deepcopy` carries these references into the copy, so a copy or an averaged model reads its own PE. Nothing is
-stored between layers: each norm computes its chain anew, L (L - 1) / 2 LayerNorms on (1, N, D) in a forward pass.
-That is little beside the blocks, which work on (B, N, D).
+Each one reads its PE from a `Source`: p_0 or the norm before. `copy.deepcopy` carries these references into the copy,
+so a copy or an averaged model reads its own PE. Nothing is stored between layers: each norm computes its chain anew,
+L (L - 1) / 2 LayerNorms on (1, N, D) in a forward pass. That is little beside the blocks, which work on (B, N, D).
 
 Source: equations as in layerwise_pe.py; the rest is ours. Shapes: B inputs, N tokens, D width.
 """
@@ -38,8 +37,7 @@ class Source(NamedTuple):
 class _Adding(nn.Module):
     """What adds PE to tokens. gate: zeros of the width of PE that multiply it, to begin as without PE; or no gate.
 
-    batch_dim: the dimension of the inputs, where PE has size 1. prefix: the number of tokens before those that p_0
-    is for, such as a class token without a place; they are given no PE.
+    batch_dim: the dimension of the inputs, where PE has size 1. prefix: as in `add_layerwise_pe` (deliver.py).
     """
 
     def __init__(self, source: Source, width: int, *, gate: bool, batch_dim: int = 0, prefix: int = 0, **factory):

@@ -67,7 +67,8 @@ def resize_swin_pe(model: nn.Module, image_size: int | tuple[int, int]) -> nn.Mo
 
 def _grid(model: nn.Module, image_size: int | tuple[int, int]) -> tuple[int, int]:
     """(H, W), how many patches the model makes of such an image. ValueError for a size that gives none."""
-    patch, size = model.features[0][0].stride, pair(image_size)
-    if any(side < step for side, step in zip(size, patch)):
+    size, patch = pair(image_size), model.features[0][0].stride
+    grid = size[0] // patch[0], size[1] // patch[1]
+    if min(grid) < 1:
         raise ValueError(f"image size is {image_size}, expected one side or (height, width), at least {patch[0]} each")
-    return (size[0] - patch[0]) // patch[0] + 1, (size[1] - patch[1]) // patch[1] + 1
+    return grid

@@ -137,7 +137,7 @@ def average_precision(found: list[dict[str, Tensor]], truths: list[Tensor]) -> d
         evaluation.evaluate()
         evaluation.accumulate()
     precision = torch.from_numpy(evaluation.eval["precision"])              # (10 IoUs, 101 recalls, K, 1, 1); or -1
-    mean = [level[level > -1].mean().item() for level in (precision, precision[0], precision[5])]
+    mean = [level[level > -1].mean().nan_to_num().item() for level in (precision, precision[0], precision[5])]
     return dict(zip(("ap", "ap50", "ap75"), mean))
 
 

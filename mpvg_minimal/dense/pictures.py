@@ -12,10 +12,9 @@ from .files import IGNORED
 
 
 @torch.no_grad()
-def draw_predictions(model: nn.Module, batches: Any, path: Path, *, normalize: Callable, device: torch.device,
-                     count: int = 6) -> None:
-    """Draw the first `count` test images. Boxes need a score above 0.3; of several in one place the best is drawn."""
-    images, targets = (tensor[:count] for tensor in next(iter(batches.epoch())))
+def draw_predictions(model: nn.Module, batches: Any, path: Path, *, normalize: Callable, device: torch.device) -> None:
+    """Draw the first six test images. Boxes need a score above 0.3; of several in one place the best is drawn."""
+    images, targets = (tensor[:6] for tensor in next(iter(batches.epoch())))
     output = model.eval()(normalize(images.to(device)))
     if isinstance(output, Tensor):
         draw_dense(images, targets.masked_fill(targets == IGNORED, 0), output.argmax(1).cpu(), path)

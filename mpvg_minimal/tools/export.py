@@ -1,9 +1,8 @@
 """A trained model as a file: `python -m mpvg_minimal.tools.export RUN` writes RUN/model.pt2 and RUN/model.onnx.
 
-The file holds the folded model (fold.py): every PE is a constant, and in a classifier PE at the last norm is a part of
-the head's bias. Input: images (B, 3, H, W), float32, normalized as in training, with any B. Output: logits (B, K), or
-scores of every pixel (B, K, H, W). Each file is loaded again and compared with the model itself.
-The second file is written if onnx, onnxscript and onnxruntime are installed.
+The file holds the folded model (fold.py). Input: images (B, 3, H, W), float32, normalized as in training, with any B.
+Output: logits (B, K), or scores of every pixel (B, K, H, W). Each file is loaded again and compared with the model
+itself. The second file is written if onnx, onnxscript and onnxruntime are installed.
 """
 import copy
 import importlib.util
@@ -12,7 +11,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..dense.detection import Detector
 from ..dense.segmentation import Segmenter
@@ -49,19 +48,15 @@ def export(model: nn.Module, image_size: tuple[int, int], folder: Path) -> dict[
     images = torch.randn(5, 3, *image_size)
     outputs = {"model.pt2": torch.export.load(folder / "model.pt2").module()(images)}
     if all(map(importlib.util.find_spec, ONNX)):
+        import onnxruntime  # here, because it need not be installed
+
         with redirect_stdout(io.StringIO()):                                # because it prints its progress
             made = torch.onnx.export(program, input_names=["images"], output_names=["scores"], verbose=False)
         write_whole(folder / "model.onnx", lambda file: file.write(made.model_proto.SerializeToString()), advice=ADVICE)
-        outputs["model.onnx"] = run_onnx(folder / "model.onnx", images)
+        session = onnxruntime.InferenceSession(str(folder / "model.onnx"), providers=["CPUExecutionProvider"])
+        outputs["model.onnx"] = torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
     expected = copy.deepcopy(model).eval()(images)                         # the model's own mode stays
     return {name: (output - expected).abs().max().item() for name, output in outputs.items()}
-
-
-def run_onnx(path: Path, images: Tensor) -> Tensor:
-    import onnxruntime  # here, because nothing else needs it
-
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
 
 
 def main() -> None:
