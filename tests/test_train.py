@@ -65,11 +65,8 @@ def test_only_copies_to_a_gpu_of_cuda_go_on_in_the_background(tmp_path, monkeypa
 def test_learning_rate_warms_up_and_follows_half_a_cosine():
     rate = [learning_rate(u, 300, lr=6e-4, final_lr=1e-5, warmup=1 / 30) for u in range(301)]
     assert rate[:10] == pytest.approx([6e-4 * (u + 1) / 10 for u in range(10)])
-    assert rate[10] == pytest.approx(6e-4) and max(rate) == pytest.approx(6e-4)
-    assert rate[155] == pytest.approx((6e-4 + 1e-5) / 2)                    # half way from 10 to 300
-    assert rate[300] == pytest.approx(1e-5)
-    assert rate[11:] == pytest.approx([1e-5 + 5.9e-4 * (math.cos(math.pi * (u - 10) / 290) + 1) / 2
-                                       for u in range(11, 301)])
+    assert rate[10:] == pytest.approx([1e-5 + 5.9e-4 * (math.cos(math.pi * (u - 10) / 290) + 1) / 2
+                                       for u in range(10, 301)])
     cooled = [learning_rate(u, 310, lr=6e-4, final_lr=1e-5, warmup=10 / 310, cooldown=10 / 310) for u in range(310)]
     assert cooled == pytest.approx(rate[:300] + [1e-5] * 10)                # the same, then flat
 
