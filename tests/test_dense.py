@@ -9,6 +9,7 @@ import torchvision
 from pretend_cuda import CUDA, PretendCuda
 from runs import difference, one_line, run, run_ranks
 from test_train import new_run
+from torch import nn
 from torch.nn.functional import cross_entropy
 from torchvision.models.detection.fcos import FCOS
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
@@ -25,6 +26,7 @@ from mpvg_minimal.dense.targets import dense_shapes
 from mpvg_minimal.dense.tasks import TASKS
 from mpvg_minimal.runtime.errors import UserError
 from mpvg_minimal.tools import finished as finished_runs
+from mpvg_minimal.tools.throughput_parts import Given
 from mpvg_minimal.training import recipes
 from mpvg_minimal.training.loop import train_step
 
@@ -93,25 +95,6 @@ def test_accumulation_is_exact_although_the_images_have_different_numbers_of_pix
             torch.testing.assert_close(p.grad, q.grad, rtol=1e-4, atol=1e-6)
 
 
-class Given:
-    """A model that answers with what it is told, and batches that say what is true."""
-
-    def __init__(self, answers, truths):
-        self.answers, self.truths = answers, truths
-
-    def eval(self):
-        self.left = iter(self.answers)
-
-    def __call__(self, _):
-        return next(self.left)
-
-    def __len__(self):
-        return len(self.truths)
-
-    def epoch(self):
-        return iter([(torch.zeros(1), truth) for truth in self.truths])
-
-
 PLAIN = dict(normalize=lambda x: x, device=torch.device("cpu"), autocast=torch.autocast("cpu", enabled=False))
 
 
@@ -120,8 +103,7 @@ def test_mean_iou_is_that_of_the_sets_of_pixels():
     scores = [s.index_fill(1, torch.tensor([3]), -9.0) for s in scores]     # class 3 is neither true nor found
     masks = [torch.randint(3, (len(s), 6, 6)).to(torch.uint8) for s in scores]
     masks[0][0, 0] = IGNORED
-    given = Given(scores, masks)
-    result = segmentation.evaluate_segmenter(given, given, **PLAIN)
+    result = segmentation.evaluate_segmenter(nn.Identity(), Given(zip(scores, masks)), **PLAIN)
     pixels = [(int(t), int(f)) for s, m in zip(scores, masks)
               for t, f in zip(m.flatten(), s.argmax(1).flatten()) if t != IGNORED]
     ious = []
@@ -163,8 +145,9 @@ def test_average_precision_by_hand():
     assert result["ap50"] == pytest.approx((class_0[True] + 1) / 2)
     assert result["ap75"] == pytest.approx((class_0[False] + 1) / 2)
     assert result["ap"] == pytest.approx((4 * (class_0[True] + 1) / 2 + 6 * (class_0[False] + 1) / 2) / 10)
-    given = Given([detections[:2], detections[2:]], [torch.stack(truths[:2]), torch.stack(truths[2:])])
-    assert detection.evaluate_detector(given, given, **PLAIN) == result
+    answers = Given([(torch.tensor([0, 1]), torch.stack(truths[:2])), (torch.tensor([2]), torch.stack(truths[2:]))])
+    options = {**PLAIN, "normalize": lambda numbers: [detections[number] for number in numbers]}
+    assert detection.evaluate_detector(nn.Identity(), answers, **options) == result
 
 
 def test_average_precision_without_anything_found_or_true_is_0():
@@ -251,7 +234,7 @@ def test_folding_for_dense_use_keeps_every_token(schedule, pool):
     folded = fold_last_pe(model, dense=True)
     torch.testing.assert_close(folded.forward_tokens(images), model.forward_tokens(images), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(folded(images), model(images), rtol=1e-5, atol=1e-5)
-    assert not any(isinstance(m, torch.nn.LayerNorm) and "pe" in name for name, m in folded.named_modules())
+    assert not any(isinstance(m, nn.LayerNorm) and "pe" in name for name, m in folded.named_modules())
     if schedule == "mpvg":
         plain = fold_last_pe(model)                                 # for logits alone: its tokens lack PE
         difference = folded.forward_tokens(images) - plain.forward_tokens(images)
