@@ -17,7 +17,6 @@ import pytest
 import torch
 from PIL import Image
 from runs import image_folder
-from torch.utils.data import Dataset
 from torchvision import datasets
 from torchvision.transforms import v2
 
@@ -29,21 +28,9 @@ from mpvg_minimal.runtime import distributed
 from mpvg_minimal.runtime.errors import UserError
 
 AUGMENT = dict(scale=[0.3, 1.0], rand_augment=9, erasing=0.5)
-
-
-class Pictures(Dataset):
-    """PIL images of random pixels; the label of an image is its index, so that a batch tells what it holds."""
-
-    pixels = np.random.default_rng(0).integers(0, 256, (21, 24, 24, 3), dtype=np.uint8)
-
-    def __len__(self) -> int:
-        return len(self.pixels)
-
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        return Image.fromarray(self.pixels[index]), index
-
-
-PICTURES = Pictures()
+PIXELS = np.random.default_rng(0).integers(0, 256, (21, 24, 24, 3), dtype=np.uint8)
+# The label of an image is its index, so that a batch tells what it holds.
+PICTURES = [(Image.fromarray(pixels), index) for index, pixels in enumerate(PIXELS)]
 SOURCE = Source(PICTURES, PICTURES, [str(index) for index in range(21)], 16, (0.5, 0.4, 0.3), (0.2, 0.2, 0.2))
 
 
@@ -102,7 +89,7 @@ def test_testing_is_in_order():
     assert order(part) == order(part, 7) == [list(range(first, min(first + 4, 21))) for first in range(0, 21, 4)]
     images = torch.cat([images for images, _ in part.epoch()])
     assert images.dtype == torch.uint8
-    np.testing.assert_array_equal(images.permute(0, 2, 3, 1), PICTURES.pixels)
+    np.testing.assert_array_equal(images.permute(0, 2, 3, 1), PIXELS)
 
 
 @pytest.mark.parametrize("options, why", [
@@ -379,18 +366,15 @@ def unix_socket(path):
         server.bind(path.name)                                  # the address of a socket is at most 107 bytes long
 
 
-def postscript(path):
-    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 40 40\n%%EndComments\nshowpage\n")
-
-
-def gif(path):
-    path.write_bytes(b"GIF89a\x01\0\x01\0\x80\0\0\0\0\0\xff\xff\xff,\0\0\0\0\x01\0\x01\0\0\x02\x02D\x01\0;")
+POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 40 40\n%%EndComments\nshowpage\n"
+GIF = b"GIF89a\x01\0\x01\0\x80\0\0\0\0\0\xff\xff\xff,\0\0\0\0\x01\0\x01\0\0\x02\x02D\x01\0;"
 
 
 @pytest.mark.parametrize("make, why", [
     (os.mkfifo, "1.png is not a regular file"), (unix_socket, "1.png is not a regular file"),
     (lambda path: path.symlink_to("/dev/zero"), "1.png is not a regular file"),
-    (postscript, "UnidentifiedImageError"), (gif, "UnidentifiedImageError")])
+    (lambda path: path.write_bytes(POSTSCRIPT), "UnidentifiedImageError"),
+    (lambda path: path.write_bytes(GIF), "UnidentifiedImageError")])
 def test_special_files_and_formats_that_no_name_stands_for_are_not_opened(tmp_path, monkeypatch, make, why):
     """To read a pipe waits for ever: the alarm would end the test. For PostScript Pillow starts Ghostscript."""
     monkeypatch.setattr(subprocess, "check_call", lambda *_, **__: pytest.fail("a program was started"))

@@ -34,8 +34,8 @@ DENSE = "mpvg_minimal.dense.__main__"
 HEAD = recipes.DENSE_SHAPES["detection"].detector
 
 
-def vit(**options):
-    return ViT(**{**dict(image_size=(16, 24), patch_size=4, width=16, depth=2, heads=2, num_classes=5), **options})
+def vit(image_size=(16, 24), **options):
+    return ViT(**{**dict(image_size=image_size, patch_size=4, width=16, depth=2, heads=2, num_classes=5), **options})
 
 
 def detector(levels, **options):
