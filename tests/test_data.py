@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from runs import image_folder
+from runs import difference, image_folder
 from torchvision import datasets
 from torchvision.transforms import v2
 
@@ -41,12 +41,6 @@ def batches(transform=None, *, batch_size: int = 4, train: bool = True, **option
 
 def order(of: Batches, epoch: int = 0, start: int = 0) -> list[list[int]]:
     return [labels.tolist() for _, labels in of.epoch(epoch, start)]
-
-
-def assert_same(a: list, b: list) -> None:
-    assert len(a) == len(b) > 0
-    for (images, labels), (others, other_labels) in zip(a, b):
-        assert torch.equal(images, others) and torch.equal(labels, other_labels)
 
 
 # Order and shares
@@ -111,11 +105,11 @@ def test_images_do_not_depend_on_the_workers():
         torch.rand(3)
         before = torch.get_rng_state()
         expected = list(alone.epoch(epoch))
-        assert_same(list(workers.epoch(epoch)), expected)
-        assert_same(list(workers.epoch(epoch, start=3)), expected[3:])
+        assert len(expected) == 5 and difference(list(workers.epoch(epoch)), expected) is None
+        assert difference(list(workers.epoch(epoch, start=3)), expected[3:]) is None
         assert torch.equal(torch.get_rng_state(), before)       # the global generator is left alone
     next(workers.epoch(5))                                      # left in the middle, with batches under way
-    assert_same(list(workers.epoch(0)), list(batches("augmented").epoch(0)))
+    assert difference(list(workers.epoch(0)), list(batches("augmented").epoch(0))) is None
 
 
 def test_an_image_depends_on_seed_epoch_and_index_alone():

@@ -36,17 +36,6 @@ def test_the_same_seed_gives_the_same_images_and_the_global_generator_is_left_al
         assert not torch.equal(getattr(first, part), getattr(other, part))
 
 
-def test_images_do_not_depend_on_torchs_default_dtype():
-    expected = Shapes("test", size=200)
-    torch.set_default_dtype(torch.float64)
-    try:
-        wide = Shapes("test", size=200)
-    finally:
-        torch.set_default_dtype(torch.float32)
-    for part in PARTS:
-        assert torch.equal(getattr(wide, part), getattr(expected, part)) and wide.boxes.dtype == torch.float32
-
-
 def test_train_and_test_are_other_images(shapes):
     train = Shapes("train")
     assert (len(train), len(shapes)) == (10_000, 2_000)

@@ -218,8 +218,3 @@ def test_copies_give_the_same_bits(known, pool, pe_init, tmp_path):
     stored.load_state_dict(torch.load(tmp_path / "model.pt", weights_only=True))
     randomize(model)
     assert torch.equal(copied(images), expected) and torch.equal(stored(images), expected)
-
-
-def test_no_image_sees_another():
-    model, images = tiny("mpvg"), random_images(3)
-    torch.testing.assert_close(model(images)[1:2], model(images[1:2]), rtol=0, atol=1e-10)
