@@ -89,22 +89,6 @@ def test_hidden_files_and_a_good_folder_are_no_trouble(tmp_path):
     assert checkpoint.read(tmp_path / "out" / "checkpoint.pt")["settings"]["train_images"] == 25
 
 
-class Odd(torch.utils.data.Dataset):
-    """The first 32 of the shapes, with another image or label in number 5."""
-
-    classes = [""] * 16
-
-    def __init__(self, **odd):
-        self.odd = odd
-
-    def __len__(self):
-        return 32
-
-    def __getitem__(self, index):
-        image, label = small_shapes().train[index]
-        return (self.odd.get("image", image), self.odd.get("label", label)) if index == 5 else (image, label)
-
-
 @pytest.mark.promise("bad data")
 @pytest.mark.parametrize("loader", [("--workers", 0), ("--workers", 2), ("--loader", "device")])
 @pytest.mark.parametrize("odd, named", [
@@ -114,7 +98,9 @@ class Odd(torch.utils.data.Dataset):
     (dict(image=torch.zeros(1, 32, 32, dtype=torch.uint8)), "image 5 is of shape (1, 32, 32), expected (3, 32, 32)")])
 def test_labels_and_sizes(tmp_path, odd, named, loader):
     def fault():
-        sources.open_shapes = lambda: small_shapes()._replace(train=Odd(**odd))
+        pairs = [small_shapes().train[number] for number in range(32)]
+        pairs[5] = odd.get("image", pairs[5][0]), odd.get("label", pairs[5][1])
+        sources.open_shapes = lambda: small_shapes()._replace(train=pairs)
     end = run(*SHAPES[:-2], *loader, "--out", tmp_path, fault=fault, timeout=30)
     assert end.code == 2 and end.err == f"error: {named}\n"
 

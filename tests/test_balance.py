@@ -1,30 +1,15 @@
 import numpy as np
 import pytest
 import torch
-from equations import NAMED, every_pool, layer_norm, name, random_images, tiny, trace
-from torch import nn
+from equations import NAMED, every_pool, name, random_images, tiny, trace
 
 from mpvg_minimal import PESchedule, counterbalance, vit_nano
-from mpvg_minimal.balance import LastNorm
 
 MEASURED = [NAMED["none"], NAMED["lape"], NAMED["pvg"], NAMED["mpvg"], (False, 3, False, "delivered"),
             (False, None, False, "initial")]
 CORRELATIONS = ("correlation", "cosine", "stream_correlation", "stream_cosine", "shared_correlation",
                 "place_correlation")
 
-
-def test_last_norm_is_its_equation():
-    module = LastNorm(12, with_pe=True).double()
-    for weight in module.parameters():
-        nn.init.normal_(weight)
-    x, p, w = torch.randn(2, 5, 12).double(), torch.randn(1, 5, 12).double(), module.state_dict()
-    alone = layer_norm(x, w, "token_norm")
-    torch.testing.assert_close(module(x), alone, rtol=0, atol=1e-10)
-    torch.testing.assert_close(module(x, p), alone + layer_norm(p, w, "pe_norm"), rtol=0, atol=1e-10)
-    assert LastNorm(12, with_pe=False).pe_norm is None
-
-
-# Measuring the counterbalance
 
 def row_cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return (a * b).sum(1) / np.sqrt((a ** 2).sum(1) * (b ** 2).sum(1))

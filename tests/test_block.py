@@ -37,14 +37,6 @@ def test_attention_head_by_head(heads, bias):
     torch.testing.assert_close(module(y), attention(y, weights, "a", heads), rtol=0, atol=1e-10)
 
 
-def test_delivered_pe_is_a_bias_on_queries_keys_and_values():
-    module, x, pe = block(), tokens(), tokens(1)
-    bias = pe @ module.attn.qkv.weight.T                                        # W p, (1, N, 3 D)
-    expected = module(x, pe)
-    module.attn.qkv.register_forward_hook(lambda _, inputs, output: output + bias)
-    torch.testing.assert_close(module(x), expected, rtol=0, atol=1e-10)
-
-
 class Count(TorchDispatchMode):
     """Counts the operations that torch runs, the backward pass included."""
 
@@ -75,10 +67,9 @@ def test_attention_copies_once_and_only_in_the_backward_pass():
             if name.split(".")[1] in ("cat", "stack", "clone", "copy_")} == {"aten.cat.default": 1}
 
 
-@pytest.mark.parametrize("ratio, hidden", [(4, 48), (2, 24), (0.5, 6)])
-def test_the_hidden_layer_is_ratio_times_the_width(ratio, hidden):
-    module = Block(WIDTH, HEADS, mlp_ratio=ratio)
-    assert module.mlp.fc1.weight.shape == (hidden, WIDTH) and module.mlp.fc2.weight.shape == (WIDTH, hidden)
+def test_the_hidden_layer_may_be_narrower_than_the_width():
+    module = Block(WIDTH, HEADS, mlp_ratio=0.5).mlp
+    assert module.fc1.weight.shape == (WIDTH // 2, WIDTH) and module.fc2.weight.shape == (WIDTH, WIDTH // 2)
 
 
 def test_stochastic_depth_drops_branches_image_by_image():
@@ -90,7 +81,6 @@ def test_stochastic_depth_drops_branches_image_by_image():
     distance = torch.stack([(output - outcome).abs().amax((1, 2)) for outcome in outcomes])         # (4, B)
     assert distance.amin(0).max() < 1e-9
     assert distance.argmin(0).bincount(minlength=4).min() >= 6                  # 16 expected of each
-    torch.testing.assert_close(module.eval()(x), equations(module, x), rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("p", [0.0, 0.1, 0.7])

@@ -7,7 +7,7 @@ import signal
 import pytest
 import torch
 from PIL import Image
-from runs import before, image_folder, in_child, run, run_ranks, send
+from runs import FOLDER, before, image_folder, in_child, one_line, run, run_ranks, send
 
 from mpvg_minimal.data import cache, sources
 from mpvg_minimal.data.batches import Batches
@@ -44,7 +44,6 @@ def test_each_image_is_stored_once_with_its_shorter_side_reduced(root, tmp_path)
     folder = tmp_path / "cache"
     source, original = cached(root, folder), sources.open_imagenet(str(root), SIZE)
     assert source.test.samples == original.test.samples and source.identity() == original.identity()
-    sizes = []
     for (image, label), (large, expected_label) in zip(source.train, original.train, strict=True):
         small = large.resize((round(large.width * SIDE / large.height), SIDE), Image.Resampling.BICUBIC)
         content = io.BytesIO()
@@ -52,9 +51,6 @@ def test_each_image_is_stored_once_with_its_shorter_side_reduced(root, tmp_path)
         expected = large if large.height <= SIDE else Image.open(content)
         assert image.mode == "RGB" and image.size == expected.size and image.tobytes() == expected.tobytes()
         assert label == expected_label
-        sizes.append(image.size)
-    assert sizes[0] == (53, 32) and sizes[1] == (50, 30) and sizes[16] == (53, 32)
-    assert len(sizes) == 24 and set(sizes[2:16] + sizes[17:]) == {(32, 32)}
     assert jpegs(folder / "train") == jpegs(root / "train") and not (folder / "val").exists()
 
 
@@ -194,8 +190,7 @@ def test_a_full_disk_is_one_line_whose_advice_works(root, tmp_path, room):
             resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
     name = "0.jpg" if room == 400 else "cache.json"
     ended = in_child(fill_little_room)
-    assert ended.code == 2 and ended.err.count("\n") == 1, ended.err
-    assert f"{name} cannot be written (OSError: [Errno 27] File too large): make room or name another" in ended.err
+    one_line(ended, f"{name} cannot be written (OSError: [Errno 27] File too large): make room or name another")
     assert not [path for path in (tmp_path / "cache").rglob(".*")]
     assert len(fill(root, tmp_path / "cache")) == 24
 
@@ -260,20 +255,15 @@ def test_an_image_of_the_cache_that_cannot_be_read_is_named_and_made_again(root,
     assert len(fill(root, tmp_path / "cache")) == 24
 
 
-FLAGS = ("train_imagenet", "--model", "vit_nano", "--image-size", 32, "--gap", "--mpvg", "--batch-size", 8, "--epochs",
-         1, "--workers", 0)
-
-
 def test_a_run_trains_on_the_cache_and_is_not_resumed_without_it(root, tmp_path):
-    flags = (*FLAGS, "--data-dir", root, "--out", tmp_path / "run")
+    flags = (*FOLDER, "--epochs", 1, "--data-dir", root, "--out", tmp_path / "run")
     trained = run(*flags, "--cache", tmp_path / "cache")
     assert (trained.code, trained.err) == (0, "") and len(jpegs(tmp_path / "cache")) == 24
     original = root / "train" / "ash" / "3.jpg"                                 # it is not read any more
     keep_time(original, lambda: original.write_bytes(bytes(original.stat().st_size)))
     again = run(*flags, "--cache", tmp_path / "cache", "--resume", "--epochs", 2)
     assert (again.code, again.err) == (0, "")
-    without = run(*flags, "--resume", "--epochs", 2)
-    assert without.code == 2 and "cache = 37, now it is None" in without.err
+    one_line(run(*flags, "--resume", "--epochs", 2), "cache = 37, now it is None")
 
 
 def test_two_processes_make_the_cache_together(root, tmp_path):
@@ -287,7 +277,7 @@ def test_two_processes_make_the_cache_together(root, tmp_path):
             write(target, content, **options)
         cache.write = logged
 
-    flags = (*FLAGS, "--data-dir", root, "--cache", tmp_path / "cache", "--out", tmp_path / "run")
+    flags = (*FOLDER, "--epochs", 1, "--data-dir", root, "--cache", tmp_path / "cache", "--out", tmp_path / "run")
     ends = run_ranks(*flags, faults=(log, log))
     assert [end.code for end in ends] == [0, 0], ends
     lines = [line.split() for line in (tmp_path / "log").read_text().splitlines() if line.endswith(".jpg")]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import difference, final, in_child, run
+from runs import SHAPES, difference, final, in_child, run
 from torch import nn
 from torch._dynamo.testing import CompileCounter
 
@@ -94,14 +94,12 @@ def test_what_compiling_lacks_is_said_in_one_line(device, environment, found, mi
     check_compile(None, CIFAR, device)
 
 
-def test_a_compiled_run_is_the_same_run(tmp_path):
+def test_a_compiled_run_is_the_same_run(finished, tmp_path):
     """By a compiler that changes no arithmetic: what --compile itself adds moves no weight and no draw."""
     def harmless():
         original = nn.Module.compile
         nn.Module.compile = lambda module, mode, dynamic: original(module, dynamic=dynamic, backend="eager")
 
-    flags = ("train_cifar", "--dataset", "shapes", "--gap", "--mpvg", "--batch-size", 16, "--workers", 0, "--epochs", 1)
-    plain, compiled = run(*flags, "--out", tmp_path / "a"), run(*flags, "--out", tmp_path / "b", "--compile",
-                                                               fault=harmless, timeout=120)
-    assert plain.code == compiled.code == 0, compiled.err
-    assert difference(final(tmp_path / "a"), final(tmp_path / "b")) is None
+    compiled = run(*SHAPES, "--epochs", 1, "--out", tmp_path, "--compile", fault=harmless, timeout=120)
+    assert compiled.code == 0, compiled.err
+    assert difference(final(finished / "shapes"), final(tmp_path)) is None

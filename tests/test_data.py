@@ -1,4 +1,4 @@
-"""Batches, augmentation, CIFAR and folders of images. Broken folders, as a run meets them: test_bad_input.py."""
+"""Batches, augmentation, CIFAR and folders of images. Broken folders, as a run meets them: test_bad_data.py."""
 import hashlib
 import os
 import pickle
@@ -16,43 +16,21 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from runs import image_folder
-from torch.utils.data import Dataset
+from runs import difference, image_folder
 from torchvision import datasets
 from torchvision.transforms import v2
 
 from mpvg_minimal.data.batches import Batches
 from mpvg_minimal.data.images import read_rgb
 from mpvg_minimal.data.loading import choose_workers, normalizer
-from mpvg_minimal.data.sources import (
-    Source,
-    augmentation,
-    limit_dataset,
-    mixing,
-    open_cifar,
-    open_imagenet,
-    open_source,
-    plain,
-)
+from mpvg_minimal.data.sources import Source, augmentation, limit_dataset, mixing, open_source, plain
 from mpvg_minimal.runtime import distributed
 from mpvg_minimal.runtime.errors import UserError
 
 AUGMENT = dict(scale=[0.3, 1.0], rand_augment=9, erasing=0.5)
-
-
-class Pictures(Dataset):
-    """PIL images of random pixels; the label of an image is its index, so that a batch tells what it holds."""
-
-    pixels = np.random.default_rng(0).integers(0, 256, (21, 24, 24, 3), dtype=np.uint8)
-
-    def __len__(self) -> int:
-        return len(self.pixels)
-
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        return Image.fromarray(self.pixels[index]), index
-
-
-PICTURES = Pictures()
+PIXELS = np.random.default_rng(0).integers(0, 256, (21, 24, 24, 3), dtype=np.uint8)
+# The label of an image is its index, so that a batch tells what it holds.
+PICTURES = [(Image.fromarray(pixels), index) for index, pixels in enumerate(PIXELS)]
 SOURCE = Source(PICTURES, PICTURES, [str(index) for index in range(21)], 16, (0.5, 0.4, 0.3), (0.2, 0.2, 0.2))
 
 
@@ -63,12 +41,6 @@ def batches(transform=None, *, batch_size: int = 4, train: bool = True, **option
 
 def order(of: Batches, epoch: int = 0, start: int = 0) -> list[list[int]]:
     return [labels.tolist() for _, labels in of.epoch(epoch, start)]
-
-
-def assert_same(a: list, b: list) -> None:
-    assert len(a) == len(b) > 0
-    for (images, labels), (others, other_labels) in zip(a, b):
-        assert torch.equal(images, others) and torch.equal(labels, other_labels)
 
 
 # Order and shares
@@ -111,7 +83,7 @@ def test_testing_is_in_order():
     assert order(part) == order(part, 7) == [list(range(first, min(first + 4, 21))) for first in range(0, 21, 4)]
     images = torch.cat([images for images, _ in part.epoch()])
     assert images.dtype == torch.uint8
-    np.testing.assert_array_equal(images.permute(0, 2, 3, 1), PICTURES.pixels)
+    np.testing.assert_array_equal(images.permute(0, 2, 3, 1), PIXELS)
 
 
 @pytest.mark.parametrize("options, why", [
@@ -133,11 +105,11 @@ def test_images_do_not_depend_on_the_workers():
         torch.rand(3)
         before = torch.get_rng_state()
         expected = list(alone.epoch(epoch))
-        assert_same(list(workers.epoch(epoch)), expected)
-        assert_same(list(workers.epoch(epoch, start=3)), expected[3:])
+        assert len(expected) == 5 and difference(list(workers.epoch(epoch)), expected) is None
+        assert difference(list(workers.epoch(epoch, start=3)), expected[3:]) is None
         assert torch.equal(torch.get_rng_state(), before)       # the global generator is left alone
     next(workers.epoch(5))                                      # left in the middle, with batches under way
-    assert_same(list(workers.epoch(0)), list(batches("augmented").epoch(0)))
+    assert difference(list(workers.epoch(0)), list(batches("augmented").epoch(0))) is None
 
 
 def test_an_image_depends_on_seed_epoch_and_index_alone():
@@ -276,7 +248,7 @@ def test_cifar_is_read_as_it_is_stored(tmp_path, monkeypatch, no_network, name, 
                                            ("cifar100", "cifar-100-python.tar.gz")])
 def test_missing_cifar_without_network_names_both_ways_on(tmp_path, no_network, name, archive):
     with pytest.raises(UserError, match=f"no network here.*put {archive} into .*--dataset shapes") as caught:
-        open_cifar(name, str(tmp_path / "data"))
+        open_source(name, str(tmp_path / "data"))
     assert str(tmp_path / "data") in str(caught.value) and len(no_network) >= 1
 
 
@@ -288,7 +260,7 @@ def test_the_archive_is_enough(tmp_path, monkeypatch, no_network):
     with tarfile.open(archive, "w:gz") as file:
         file.add(tmp_path / "elsewhere" / "cifar-10-batches-py", "cifar-10-batches-py")
     monkeypatch.setattr(datasets.CIFAR10, "tgz_md5", hashlib.md5(archive.read_bytes()).hexdigest())
-    source = open_cifar("cifar10", str(data_dir))
+    source = open_source("cifar10", str(data_dir))
     assert source.train.targets[:9] == contents["data_batch_1"]["labels"] and no_network == []
 
 
@@ -298,20 +270,14 @@ def test_damaged_cifar_is_refused(tmp_path, monkeypatch, no_network, file):
     path = tmp_path / "cifar-10-batches-py" / file
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(UserError, match="cifar10 is not complete in .*--dataset shapes"):
-        open_cifar("cifar10", str(tmp_path))
+        open_source("cifar10", str(tmp_path))
 
 
 def test_a_download_that_brings_something_else_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.utils, "_get_redirect_url", lambda url, **_: url)
     monkeypatch.setattr(datasets.utils, "_urlretrieve", lambda _url, path, **_: Path(path).write_bytes(b"<html>"))
     with pytest.raises(UserError, match="cifar10 is not complete .*put cifar-10-python.tar.gz"):
-        open_cifar("cifar10", str(tmp_path))
-
-
-def test_a_data_dir_that_is_a_file_is_refused(tmp_path, no_network):
-    (tmp_path / "data").touch()
-    with pytest.raises(UserError, match="cifar10 is not complete"):
-        open_cifar("cifar10", str(tmp_path / "data"))
+        open_source("cifar10", str(tmp_path))
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100", "imagenet"])
@@ -336,13 +302,13 @@ def test_imagenet_is_folders_of_classes(tmp_path):
 @pytest.mark.parametrize("width, height", [(60, 40), (41, 90), (37, 37)])
 def test_testing_resizes_and_crops_the_center(tmp_path, width, height):
     """The shorter side becomes 8/7 of the image size, 256 for 224 and 37 for 32."""
-    source = open_imagenet(str(image_folder(tmp_path)), 32)
+    source = open_source("imagenet", str(image_folder(tmp_path)), 32)
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
     wide, high = (37 * side // min(width, height) for side in (width, height))
     resized = np.asarray(image.resize((wide, high), Image.Resampling.BICUBIC))
     left, top = round((wide - 32) / 2), round((high - 32) / 2)
     np.testing.assert_array_equal(plain(source)(image).permute(1, 2, 0), resized[top:top + 32, left:left + 32])
-    standard = plain(open_imagenet(str(tmp_path)))
+    standard = plain(open_source("imagenet", str(tmp_path)))
     assert standard(image).shape == (3, 224, 224) and standard.transforms[0].size == [256]
 
 
@@ -394,18 +360,15 @@ def unix_socket(path):
         server.bind(path.name)                                  # the address of a socket is at most 107 bytes long
 
 
-def postscript(path):
-    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 40 40\n%%EndComments\nshowpage\n")
-
-
-def gif(path):
-    path.write_bytes(b"GIF89a\x01\0\x01\0\x80\0\0\0\0\0\xff\xff\xff,\0\0\0\0\x01\0\x01\0\0\x02\x02D\x01\0;")
+POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 40 40\n%%EndComments\nshowpage\n"
+GIF = b"GIF89a\x01\0\x01\0\x80\0\0\0\0\0\xff\xff\xff,\0\0\0\0\x01\0\x01\0\0\x02\x02D\x01\0;"
 
 
 @pytest.mark.parametrize("make, why", [
     (os.mkfifo, "1.png is not a regular file"), (unix_socket, "1.png is not a regular file"),
     (lambda path: path.symlink_to("/dev/zero"), "1.png is not a regular file"),
-    (postscript, "UnidentifiedImageError"), (gif, "UnidentifiedImageError")])
+    (lambda path: path.write_bytes(POSTSCRIPT), "UnidentifiedImageError"),
+    (lambda path: path.write_bytes(GIF), "UnidentifiedImageError")])
 def test_special_files_and_formats_that_no_name_stands_for_are_not_opened(tmp_path, monkeypatch, make, why):
     """To read a pipe waits for ever: the alarm would end the test. For PostScript Pillow starts Ghostscript."""
     monkeypatch.setattr(subprocess, "check_call", lambda *_, **__: pytest.fail("a program was started"))
@@ -427,7 +390,7 @@ def test_images_are_listed_as_torchvision_lists_them(tmp_path):
         Image.new("RGB", (9, 9)).save(root / "train" / place / "10.JPG")
     (root / "train" / "c" / "linked").symlink_to(root / "train" / "a")
     (root / "val" / "a-more").symlink_to(root / "val" / "a")
-    ours, theirs = open_imagenet(str(root)).train, datasets.ImageFolder(root / "train")
+    ours, theirs = open_source("imagenet", str(root)).train, datasets.ImageFolder(root / "train")
     assert ours.samples == theirs.samples and len(ours) == 12 * 3 + 4 + 12 + 2
     assert (ours.classes, ours.class_to_idx, ours.targets) == (theirs.classes, theirs.class_to_idx, theirs.targets)
 
@@ -440,7 +403,7 @@ def test_folders_that_programs_made_are_no_part_of_the_data(tmp_path, name, plac
     folder.mkdir(parents=True)
     for path in (folder / "0-checkpoint.png", folder / "notes.txt"):
         path.touch()
-    source = open_imagenet(str(tmp_path))
+    source = open_source("imagenet", str(tmp_path))
     assert (source.classes, len(source.train), len(source.test)) == (["ash", "birch"], 24, 10)
 
 
@@ -455,7 +418,7 @@ def test_a_folder_below_a_class_that_cannot_be_read_is_named(tmp_path, monkeypat
         return original(path)
     monkeypatch.setattr(os, "scandir", scandir)
     with pytest.raises(UserError, match=f"^{closed} cannot be read .Permission denied.: change its permissions"):
-        open_imagenet(str(tmp_path))
+        open_source("imagenet", str(tmp_path))
 
 
 # Parts of a data set, and who loads them
@@ -467,7 +430,7 @@ def test_limit_takes_the_first(limit, length):
 
 
 def test_limit_takes_from_every_class(tmp_path):
-    source = open_imagenet(str(image_folder(tmp_path, classes=("a", "b", "c"))), 32)
+    source = open_source("imagenet", str(image_folder(tmp_path, classes=("a", "b", "c"))), 32)
     assert [label for _, label in limit_dataset(source.train, 6)] == [0, 0, 1, 1, 2, 2]
     assert len(limit_dataset(source.train, 50)) == 36
 

@@ -17,32 +17,27 @@ MACHINE, GPU = "error: the memory of this machine is not enough", "error: the me
 SHARED, FILES = "error: the shared memory of this machine, /dev/shm, is too small", "error: more files are open than"
 
 
-def fails_with(error: Exception):
-    def fail():
-        raise error
-    return fail
-
-
-@pytest.mark.parametrize("fail, line, advice", [
+@pytest.mark.parametrize("failure, line, advice", [                             # an error, or what raises one:
     (lambda: torch.empty(2 ** 46), MACHINE, "--batch-size"),                    # more than a process can address
     (lambda: np.zeros(2 ** 46), MACHINE, "--workers"),
     (lambda: bytearray(2 ** 48), MACHINE, "--model"),
-    (fails_with(OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))), MACHINE, "--workers"),
-    (fails_with(MemoryError("Caught MemoryError in DataLoader worker process 0.\nOriginal Tra")), MACHINE, "lower"),
-    (fails_with(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has")), GPU, "2.00 GiB"),
-    (fails_with(RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be")), GPU, "--batch-size"),
-    (fails_with(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling")), GPU, "--accumulate"),
-    (fails_with(RuntimeError("MPS backend out of memory (MPS allocated: 8 GB)")), GPU, "--image-size"),
-    (fails_with(RuntimeError("Caught RuntimeError in DataLoader worker process 0.\nOriginal Traceback (most recent "
-                             "call last):\n  File\nRuntimeError: unable to write to file </torch_17_1_0>: No space "
-                             "left on device (28)")), SHARED, "--shm-size"),
-    (fails_with(RuntimeError("DataLoader worker (pid 17) is killed by signal: Bus error. It is possible that "
-                             "dataloader's workers are out of shared memory. Please try to")), SHARED, "--workers 0"),
-    (fails_with(RuntimeError("Too many open files. Communication with the workers is no longer possible.")), FILES,
-     "ulimit -n")])
-def test_what_is_used_up_is_one_line(fail, line, advice, capsys):
+    (OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)), MACHINE, "--workers"),
+    (MemoryError("Caught MemoryError in DataLoader worker process 0.\nOriginal Tra"), MACHINE, "lower"),
+    (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has"), GPU, "2.00 GiB"),
+    (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be"), GPU, "--batch-size"),
+    (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"), GPU, "--accumulate"),
+    (RuntimeError("MPS backend out of memory (MPS allocated: 8 GB)"), GPU, "--image-size"),
+    (RuntimeError("Caught RuntimeError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n  "
+                  "File\nRuntimeError: unable to write to file </torch_17_1_0>: No space left on device (28)"), SHARED,
+     "--shm-size"),
+    (RuntimeError("DataLoader worker (pid 17) is killed by signal: Bus error. It is possible that dataloader's workers "
+                  "are out of shared memory. Please try to"), SHARED, "--workers 0"),
+    (RuntimeError("Too many open files. Communication with the workers is no longer possible."), FILES, "ulimit -n")])
+def test_what_is_used_up_is_one_line(failure, line, advice, capsys):
     with pytest.raises(SystemExit) as end, one_line_errors():
-        fail()
+        if isinstance(failure, Exception):
+            raise failure
+        failure()
     out, err = capsys.readouterr()
     assert (end.value.code, out, err.count("\n")) == (1, "", 1)
     assert err.startswith(line) and advice in err, err

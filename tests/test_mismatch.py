@@ -121,8 +121,6 @@ def test_another_folder_of_images_is_refused(finished, tmp_path, use, change, ke
     one_line(run(*flags, "--data-dir", tmp_path / "data"), f"with {key} = ", ", now it is ")
 
 
-
-
 @pytest.mark.promise("mismatch")
 @pytest.mark.parametrize("flags, said", [
     (("--model", "deit_tiny"), "model = 'vit_nano', now it is 'deit_tiny'"),

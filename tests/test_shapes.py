@@ -1,12 +1,16 @@
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
-from torch.nn.functional import cross_entropy
 
 from mpvg_minimal import vit_nano
-from mpvg_minimal.data.batches import Batches
-from mpvg_minimal.data.loading import normalizer
+from mpvg_minimal.data.loading import make_batches, normalizer
 from mpvg_minimal.data.shapes import KINDS, Shapes
-from mpvg_minimal.data.sources import limit_dataset, open_shapes
+from mpvg_minimal.data.sources import open_shapes
+from mpvg_minimal.training import recipes
+from mpvg_minimal.training.loop import fit
+from mpvg_minimal.training.run import start_run
 
 PARTS = ("images", "labels", "kinds", "instances", "boxes")
 
@@ -30,17 +34,6 @@ def test_the_same_seed_gives_the_same_images_and_the_global_generator_is_left_al
     for part in PARTS:
         assert torch.equal(getattr(first, part), getattr(second, part))
         assert not torch.equal(getattr(first, part), getattr(other, part))
-
-
-def test_images_do_not_depend_on_torchs_default_dtype():
-    expected = Shapes("test", size=200)
-    torch.set_default_dtype(torch.float64)
-    try:
-        wide = Shapes("test", size=200)
-    finally:
-        torch.set_default_dtype(torch.float32)
-    for part in PARTS:
-        assert torch.equal(getattr(wide, part), getattr(expected, part)) and wide.boxes.dtype == torch.float32
 
 
 def test_train_and_test_are_other_images(shapes):
@@ -127,32 +120,19 @@ def test_color_says_nothing_about_the_odd_one(shapes):
 
 # Learning: chance is 1 / 16
 
-def learn(pe: str, *, images: int, epochs: int) -> float:
-    """Test accuracy in %, after a plain loop."""
-    source = open_shapes()
-    model = vit_nano(pool="gap", pe=pe)
-    train = Batches(limit_dataset(source.train, images), None, batch_size=128, train=True)
-    normalize = normalizer(source, torch.device("cpu"))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05, fused=True)
-    rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=epochs * len(train), pct_start=0.1)
-    for epoch in range(epochs):
-        for batch, labels in train.epoch(epoch):
-            optimizer.zero_grad()
-            cross_entropy(model(normalize(batch)), labels).backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            rate.step()
-    with torch.no_grad():
-        right = [model.eval()(normalize(batch)).argmax(1) == labels
-                 for batch, labels in Batches(source.test, None, batch_size=500, train=False).epoch()]
-    assert len(torch.cat(right)) == 2000
-    return 100 * torch.cat(right).double().mean().item()
+def learn(pe: str, out: Path, *, images: int, epochs: int) -> float:
+    """Test accuracy in %."""
+    source, cpu = open_shapes(), torch.device("cpu")
+    batches = [make_batches(source, train=train, batch_size=128, limit=images if train else None, device=cpu)
+               for train in (True, False)]
+    run = start_run(vit_nano(pool="gap", pe=pe), replace(recipes.SHAPES, epochs=epochs), out=out, device=cpu)
+    return fit(run, *batches, normalize=normalizer(source, cpu))[-1]["top1"]
 
 
-def test_without_pe_a_model_stays_at_chance():
-    assert learn("none", images=2000, epochs=2) == pytest.approx(100 / 16, abs=2)
+def test_without_pe_a_model_stays_at_chance(tmp_path):
+    assert learn("none", tmp_path, images=2000, epochs=2) == pytest.approx(100 / 16, abs=2)
 
 
 @pytest.mark.slow
-def test_mpvg_with_gap_learns_where_the_odd_one_is():
-    assert learn("mpvg", images=10_000, epochs=3) > 95
+def test_mpvg_with_gap_learns_where_the_odd_one_is(tmp_path):
+    assert learn("mpvg", tmp_path, images=10_000, epochs=3) > 95

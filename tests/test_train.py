@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from runs import difference
 from torch.nn.functional import cross_entropy
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -65,11 +66,8 @@ def test_only_copies_to_a_gpu_of_cuda_go_on_in_the_background(tmp_path, monkeypa
 def test_learning_rate_warms_up_and_follows_half_a_cosine():
     rate = [learning_rate(u, 300, lr=6e-4, final_lr=1e-5, warmup=1 / 30) for u in range(301)]
     assert rate[:10] == pytest.approx([6e-4 * (u + 1) / 10 for u in range(10)])
-    assert rate[10] == pytest.approx(6e-4) and max(rate) == pytest.approx(6e-4)
-    assert rate[155] == pytest.approx((6e-4 + 1e-5) / 2)                    # half way from 10 to 300
-    assert rate[300] == pytest.approx(1e-5)
-    assert rate[11:] == pytest.approx([1e-5 + 5.9e-4 * (math.cos(math.pi * (u - 10) / 290) + 1) / 2
-                                       for u in range(11, 301)])
+    assert rate[10:] == pytest.approx([1e-5 + 5.9e-4 * (math.cos(math.pi * (u - 10) / 290) + 1) / 2
+                                       for u in range(10, 301)])
     cooled = [learning_rate(u, 310, lr=6e-4, final_lr=1e-5, warmup=10 / 310, cooldown=10 / 310) for u in range(310)]
     assert cooled == pytest.approx(rate[:300] + [1e-5] * 10)                # the same, then flat
 
@@ -124,8 +122,7 @@ def test_the_averaged_model_is_torchs_bit_for_bit(tmp_path, decay):
         train_step(run, *batch(), lr=1e-2)
         theirs.update_parameters(run.model)
     assert not torch.equal(run.ema.head.weight, run.model.head.weight)
-    for name, value in theirs.module.state_dict().items():
-        assert torch.equal(run.ema.state_dict()[name], value), name
+    assert difference(run.ema.state_dict(), theirs.module.state_dict()) is None
 
 
 @pytest.mark.parametrize("save_every, expected", [
@@ -170,7 +167,7 @@ def test_evaluation_weighs_every_image_once_also_in_a_smaller_last_batch():
     loss = -logits.log_softmax(1)[range(19), labels].mean().item()
     result = CLASSIFICATION.evaluate(model.train(), Given(batches), normalize=lambda x: x, device=CPU,
                                      autocast=torch.autocast("cpu", enabled=False))
-    assert result == pytest.approx({"test_loss": loss, "top1": top1}, rel=1e-5)
+    assert result == pytest.approx({"test_loss": loss, "top1": top1}, rel=1e-5) and not model.training
 
 
 def test_a_steps_randomness_comes_from_seed_epoch_and_step_alone(tmp_path):
