@@ -17,13 +17,11 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 from runs import in_child, parsers_of, small_shapes
 
 from mpvg_minimal.data import sources
 from mpvg_minimal.runtime.errors import one_line_errors
 
-sys.path.insert(0, str(ROOT / "tutorials"))
 COMMANDS = ("train_cifar", "train_imagenet", "mpvg_minimal.dense.__main__", "mpvg_minimal.tools.plots",
             "mpvg_minimal.tools.export", "mpvg_minimal.tools.cost", "mpvg_minimal.tools.throughput", "grid",
             "dense_grid")

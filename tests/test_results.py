@@ -1,17 +1,14 @@
 """Every figure on results/README.md and in the README comes from the JSON files in results/."""
 import json
 import re
-import sys
 
+import grid_findings
+import grid_report
 import pytest
+import results_page
 from conftest import ROOT
 
-sys.path.insert(0, str(ROOT / "tutorials"))
-import grid_findings  # noqa: E402
-import grid_report  # noqa: E402
-import results_page  # noqa: E402
-
-from mpvg_minimal.tools import cost  # noqa: E402
+from mpvg_minimal.tools import cost
 
 
 def flat(path: str) -> str:
