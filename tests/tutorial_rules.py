@@ -6,12 +6,14 @@ what they ask for, tests/test_tutorials.py applies them and shows that each of t
 import ast
 import codeop
 import importlib
+import inspect
 import re
 import shlex
 import textwrap
 from collections.abc import Callable, Iterable, Iterator
-from functools import cache
+from functools import cache, reduce
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
@@ -188,25 +190,17 @@ def quotes(page: Page) -> list[str]:
 
 
 def symbol_lines(file: str, symbol: str) -> list[str]:
-    """The lines of a function, class, method or constant; none if the file has no such symbol."""
-    if not (ROOT / file).is_file():
+    """The lines of a function, class or method; none if the file does not define it."""
+    try:
+        found = reduce(getattr, symbol.split("."), module_of(file))
+    except (ImportError, AttributeError):
         return []
-    source = (ROOT / file).read_text()
-    place = ast.parse(source)
-    for name in symbol.split("."):
-        found = [node for node in getattr(place, "body", []) if name in names_of(node)]
-        if not found:
-            return []
-        place = found[0]
-    first = min([place.lineno, *(decorator.lineno for decorator in getattr(place, "decorator_list", []))])
-    return source.split("\n")[first - 1:place.end_lineno]
+    found = getattr(found, "fget", found)                       # a property's function
+    return inspect.getsource(found).split("\n") if Path(inspect.getsourcefile(found)) == ROOT / file else []
 
 
-def names_of(node: ast.AST) -> list[str]:
-    if isinstance(node, ast.FunctionDef | ast.ClassDef):
-        return [node.name]
-    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
-    return [target.id for target in targets if isinstance(target, ast.Name)]
+def module_of(file: str) -> ModuleType:
+    return importlib.import_module(file.removesuffix(".py").replace("/", "."))
 
 
 @cache
@@ -214,7 +208,7 @@ def package_names() -> frozenset[str]:
     """What the package's files define at their top: functions and classes."""
     trees = (ast.parse(path.read_text()) for path in (ROOT / "mpvg_minimal").glob("*.py"))
     return frozenset(node.name for tree in trees for node in tree.body
-                     if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name not in ("main",))
+                     if isinstance(node, ast.FunctionDef | ast.ClassDef))
 
 
 def nothing_redefined(page: Page) -> list[str]:
@@ -264,8 +258,7 @@ def flags_of(file: str) -> dict[str, Iterable | None]:
     """A command's flags, each with the values that it may take; None: any."""
     from runs import parsers_of  # `pytest tutorials` can do without
 
-    module = importlib.import_module(file.removesuffix(".py").replace("/", "."))
-    return {flag: action.choices for parser in parsers_of(module) for action in parser._actions
+    return {flag: action.choices for parser in parsers_of(module_of(file)) for action in parser._actions
             for flag in action.option_strings}
 
 
