@@ -1,5 +1,6 @@
 """Files: saving survives a kill and a full disk, damage is found, and nothing in a checkpoint can run code."""
 import ast
+import functools
 import io
 import os
 import pickle
@@ -164,33 +165,23 @@ class Hostile:
         return open, (str(self.marker), "w")
 
 
-def hostile_zip(path, evil):
-    torch.save({"settings": {}, "model": evil}, path)
-
-
-def hostile_legacy(path, evil):
-    torch.save({"settings": {}, "model": evil}, path, _use_new_zipfile_serialization=False)
-
-
-def hostile_pickle(path, evil):
-    path.write_bytes(pickle.dumps({"settings": {}, "model": evil}))
-
-
-def hostile_swap(path, evil):
+def exchange_pickle(evil, path):
     """A real checkpoint whose pickle was exchanged, with the right checksums."""
     buffer = io.BytesIO()
     torch.save(content(1), buffer)
     with zipfile.ZipFile(buffer) as source, zipfile.ZipFile(path, "w") as target:
         for part in source.infolist():
-            swapped = pickle.dumps({"settings": {}, "model": evil}, protocol=2)
+            swapped = pickle.dumps(evil, protocol=2)
             target.writestr(part.filename, swapped if part.filename.endswith("data.pkl") else source.read(part))
 
 
 @pytest.mark.promise("nothing hostile")
-@pytest.mark.parametrize("write", [hostile_zip, hostile_legacy, hostile_pickle, hostile_swap])
+@pytest.mark.parametrize("write", [
+    torch.save, functools.partial(torch.save, _use_new_zipfile_serialization=False),
+    lambda evil, path: path.write_bytes(pickle.dumps(evil)), exchange_pickle], ids=["zip", "legacy", "pickle", "swap"])
 def test_a_pickle_that_runs_code_is_refused(tmp_path, write):
     path, marker = tmp_path / checkpoint.NEWEST, tmp_path / "marker"
-    write(path, Hostile(marker))
+    write({"settings": {}, "model": Hostile(marker)}, path)
     with pytest.raises(UserError, match="cannot be read as a checkpoint"):
         checkpoint.read(path)
     assert not marker.exists()

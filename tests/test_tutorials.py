@@ -72,7 +72,6 @@ def twice(x):
     return 2 * x
 
 print(half, half, twice(half) - 1)
-# writes tutorials/figures/mpvg.svg
 ```
 
 ```text
