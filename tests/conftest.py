@@ -16,6 +16,7 @@ if on_cpu:
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))                       # `pytest` alone works, without installing the package
+sys.path.append(str(ROOT / "tutorials"))            # for what the tutorials' own commands import
 
 torch.set_num_threads(1)                            # fixtures of a module or session come before the one below
 # A fork makes torch's thread pool anew at the first call that asks for it. Two threads that ask at once abort it.

@@ -175,13 +175,12 @@ def in_evaluation(number: int, act: Callable[[], None]) -> Callable[[], None]:
         original, calls = task.evaluate_batches, itertools.count(1)
 
         def patched(*args, between, **options):
+            pending = [act] if next(calls) == number else []
+
             def after_batch():
-                nonlocal first
-                if first:
-                    act()
-                first = False
+                if pending:
+                    pending.pop()()
                 between()
-            first = next(calls) == number
             return original(*args, between=after_batch, **options)
         task.evaluate_batches = patched
     return fault

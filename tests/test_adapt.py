@@ -47,6 +47,14 @@ def swin():
                                               window_size=[4, 4], num_classes=5, stochastic_depth_prob=0.0)
 
 
+def spread(model, size=0.3):
+    """Random weights everywhere, so that nothing is hidden by ones and zeros."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(size * torch.randn_like(parameter))
+    return model
+
+
 IMAGES, SEQUENCES = (2, 3, 16, 16), (2, 16, 16)
 HELPERS = {
     "torchvision": (torchvision_vit, adapt_torchvision_vit, IMAGES),
@@ -90,9 +98,7 @@ def adapted_name(key, ours):
 def test_an_adapted_torchvision_vit_with_our_weights_is_our_vit(schedule):
     ours = ViT(image_size=16, patch_size=4, width=16, depth=4, heads=2, mlp_ratio=2, num_classes=5, pool="cls",
                pe=schedule).eval()
-    with torch.no_grad():
-        for parameter in ours.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
+    spread(ours)
     theirs = adapt_torchvision_vit(torchvision_vit(), schedule).eval()
     theirs.load_state_dict({adapted_name(key, ours): weight for key, weight in ours.state_dict().items()})     # strict
     images = torch.randn(3, 3, 16, 16)
@@ -184,10 +190,7 @@ def test_copies_checkpoints_and_averages_follow_their_own_weights(helper):
     _, model, inputs = adapted(helper)
     clone, averaged = copy.deepcopy(model), AveragedModel(model)
     expected = model.eval()(inputs).detach()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.5 * torch.randn_like(parameter))
-    changed = model(inputs).detach()
+    changed = spread(model, 0.5)(inputs).detach()
     assert (changed - expected).abs().max() > 0.01
     torch.testing.assert_close(clone.eval()(inputs), expected)
     torch.testing.assert_close(averaged.eval()(inputs), expected)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torchvision
-from test_adapt import swin
+from test_adapt import SCHEDULES, spread, swin
 from test_adapt_refusals import refused
 from torch import nn
 from torch.nn.functional import layer_norm, linear, pad
@@ -11,17 +11,8 @@ from torch.nn.functional import layer_norm, linear, pad
 from mpvg_minimal import PESchedule
 from mpvg_minimal.adapt import NormWithPE, adapt_swin, resize_swin_pe
 
-EVERY = ["once", "lape", "pvg", "mpvg"]
 OTHERS = [PESchedule(True, 2, False, "initial"), PESchedule(False, 3, True, "delivered"), PESchedule(True, 1, True, 2)]
 SIZE = (18, 14)                                                     # 9 x 7 patches: merging has to pad them
-
-
-def spread(model):
-    """Random weights everywhere, so that nothing is hidden by ones and zeros; no dropout of any kind."""
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-    return model
 
 
 def adapted(schedule="mpvg", dtype=torch.float64):
@@ -59,7 +50,7 @@ def delivered_by_hand(model, schedule):
     return result
 
 
-@pytest.mark.parametrize("schedule", EVERY + OTHERS, ids=str)
+@pytest.mark.parametrize("schedule", SCHEDULES + OTHERS, ids=str)
 def test_every_norm_delivers_what_the_equations_say(schedule):
     model, images = adapted(schedule)
     spread(model).eval()

@@ -83,7 +83,6 @@ def shown() -> str:
 def test_the_table_says_what_happens():
     pytest.importorskip("timm")
     assert shown() == table(), "python tests/test_adapt_table.py writes it anew"
-    assert len(TIMM) + len(TORCHVISION) >= 15
 
 
 if __name__ == "__main__":

@@ -20,6 +20,8 @@ import torch
 from conftest import ROOT
 from runs import in_child
 
+from mpvg_minimal import vit_nano
+
 ASSIGNMENTS = ROOT / "tutorials" / "assignments"
 sys.path.append(str(ASSIGNMENTS / "instructor"))
 
@@ -144,8 +146,6 @@ THEIR_NAMES = {"weight": "patch_embed.proj.weight", "bias": "patch_embed.proj.bi
 
 @pytest.mark.parametrize("schedule", ["pvg", "mpvg"])
 def test_the_capstone_of_the_solutions_is_the_packages_vit(capstone, schedule):
-    from mpvg_minimal import vit_nano
-
     model, theirs = capstone.ViT(schedule).double().eval(), vit_nano(pe=schedule).double().eval()
     for norm in (module for module in theirs.modules() if isinstance(module, torch.nn.LayerNorm)):
         norm.eps = 1e-5
@@ -322,7 +322,7 @@ SUBMISSIONS = {                                     # name: (the file, points, w
     "replaces pytest.fail": ("import pytest\npytest.fail = print\n" + two("return 3"), [1, 0, 4], "two(): 3"),
     "replaces the comparison": ("import student\nstudent.equal = student.fail = print\n" + two("return 3"), [1, 0, 4],
                                 "two(): 3"),
-    "no file": (None, [0, 0, 0], "got       no FILE.py in /"),
+    "no file": (None, [0, 0, 0], "got       no FILE.py in /submission\n"),
     "syntax": (ANSWERS.replace("one()", "one("), [0, 0, 0], "FILE.py does not import: SyntaxError"),
     "no text": ("\0" + ANSWERS, [0, 0, 0], "FILE.py does not import: SyntaxError"),
     "import": ("import no_such_module\n" + ANSWERS, [0, 0, 0], "does not import: ModuleNotFoundError"),
@@ -351,7 +351,7 @@ def test_whatever_a_submission_does_the_other_tests_count(all_graded, name):
     _, points, said = SUBMISSIONS[name]
     file, got, outputs = all_graded[name]
     assert got == points, outputs
-    assert said.replace("FILE", file) in outputs[1]
+    assert said.replace("FILE", file) in re.sub("/.*/submission", "/submission", outputs[1])
     assert all(output for output, score in zip(outputs, got) if not score)
 
 
@@ -383,15 +383,6 @@ def test_tests_that_do_not_start_say_why(course):
     points, outputs = graded(course, ANSWERS)
     assert points == [0, 0, 0]
     assert all("the tests did not start" in said and "No module named 'no_such_torch'" in said for said in outputs)
-
-
-def test_a_missing_file_takes_nothing_from_the_other_assignments(course):
-    shutil.copytree(course / "a0_count", course / "a1_other")
-    (course / "a1_other" / "test_count.py").rename(course / "a1_other" / "test_other.py")
-    (course.parent / "submission" / "count.py").write_text(ANSWERS)
-    results = grade.grade(["a0_count", "a1_other"], course.parent / "submission", timeout=60, folder=course)
-    assert [entry["passed"] for entry in results.values()] == [True] * 3 + [False] * 3
-    assert f"no other.py in {course.parent / 'submission'}\n" in results["a1_other/test_other.py::test_one"]["output"]
 
 
 def test_nothing_that_a_submission_started_goes_on(course, tmp_path):

@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import ROOT
 from pretend_cuda import CUDA, PretendCuda
+from test_provenance import make_repository
 from torch import nn
 
 from mpvg_minimal import vit_lite, vit_nano
@@ -90,8 +91,7 @@ def test_results_that_an_earlier_command_wrote_are_no_change(tmp_path, monkeypat
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).write_text("old")
     monkeypatch.setattr(provenance, "ROOT", tmp_path.resolve())
-    for words in (["init", "-q"], ["add", "."], ["-c", "user.name=n", "-c", "user.email=e", "commit", "-qm", "one"]):
-        subprocess.run(["git", *words], cwd=tmp_path, check=True)
+    make_repository(tmp_path)
     clean = provenance.commit()
     (tmp_path / "results" / "cost.json").write_text("new")
     assert provenance.commit() == clean and re.fullmatch("[0-9a-f]{7,}", clean)

@@ -4,6 +4,7 @@ import shutil
 import sys
 from dataclasses import replace
 
+import grid_cells
 import pytest
 import torch
 from conftest import ROOT
@@ -12,9 +13,6 @@ from runs import FOLDER, Ended, one_line, run, small_files
 import train_imagenet
 from mpvg_minimal.training import checkpoint, recipes
 from mpvg_minimal.training.run import start_run
-
-sys.path.insert(0, str(ROOT / "tutorials"))
-import grid_cells  # noqa: E402
 
 TOOLS = ("plots", "export")
 CELLS = ("gap mpvg, free bias", "gap mpvg, the shared part alone")

@@ -4,13 +4,10 @@ import re
 import sys
 import time
 
+import gpu_day
+import gpu_summary
 import pytest
-from conftest import ROOT
 from runs import ended, fork
-
-sys.path.insert(0, str(ROOT / "tutorials"))
-import gpu_day  # noqa: E402
-import gpu_summary  # noqa: E402
 
 MACHINE = {"device": "cuda: a card", "torch": "2.x", "commit": "abc"}
 

@@ -7,21 +7,19 @@ import sys
 from dataclasses import asdict
 from unittest.mock import patch
 
+import grid
+import grid_cells
+import grid_figures
+import grid_report
 import pytest
 import torch
 from conftest import ROOT
 from equations import randomize
 from runs import in_child
 
-sys.path.insert(0, str(ROOT / "tutorials"))
-import grid  # noqa: E402
-import grid_cells  # noqa: E402
-import grid_figures  # noqa: E402
-import grid_report  # noqa: E402
-
-from mpvg_minimal import PESchedule  # noqa: E402
-from mpvg_minimal.runtime.errors import UserError  # noqa: E402
-from mpvg_minimal.training import flags, recipes  # noqa: E402
+from mpvg_minimal import PESchedule
+from mpvg_minimal.runtime.errors import UserError
+from mpvg_minimal.training import flags, recipes
 
 BASE = asdict(recipes.SHAPES) | {"num_classes": 16, "image_size": 32, "seed": 3, "pool": "cls", "pe": "once",
                                   "pe_init": "learned"}

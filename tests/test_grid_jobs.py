@@ -7,18 +7,16 @@ import sys
 import time
 from pathlib import Path
 
+import dense_grid
+import grid
+import grid_jobs
 import pytest
 from conftest import ROOT
 from runs import Ended, ended, fork, in_child, one_line, small_shapes
 
-sys.path.insert(0, str(ROOT / "tutorials"))
-import dense_grid  # noqa: E402
-import grid  # noqa: E402
-import grid_jobs  # noqa: E402
-
-from mpvg_minimal.data import sources  # noqa: E402
-from mpvg_minimal.runtime.errors import UserError  # noqa: E402
-from mpvg_minimal.runtime.signals import catch_signals  # noqa: E402
+from mpvg_minimal.data import sources
+from mpvg_minimal.runtime.errors import UserError
+from mpvg_minimal.runtime.signals import catch_signals
 
 GRID = ("--dataset", "shapes", "--tiny", "--cells", "gap once", "gap mpvg", "--name", "tiny")
 

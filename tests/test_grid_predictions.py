@@ -1,14 +1,10 @@
 """The table of predictions: values by hand, and the test of equality against published quantiles of Student's t."""
 import math
 import statistics
-import sys
 
 import pytest
-from conftest import ROOT
-
-sys.path.insert(0, str(ROOT / "tutorials"))
-from grid_cells import CELLS  # noqa: E402
-from grid_predictions import ROWS, equal, predictions_table  # noqa: E402
+from grid_cells import CELLS
+from grid_predictions import ROWS, equal, predictions_table
 
 T_95 = {3: 2.920, 5: 2.132}                     # one-sided 5 % of Student's t with n - 1 degrees of freedom
 

@@ -5,19 +5,16 @@ what they ask for, tests/test_tutorials.py applies them and shows that each of t
 """
 import ast
 import codeop
-import io
+import importlib
+import inspect
 import re
-import runpy
 import shlex
-import sys
 import textwrap
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import redirect_stdout
-from functools import cache
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache, reduce
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
-from unittest.mock import patch
 
 ROOT = Path(__file__).parents[1]
 FENCE = re.compile(r"^```([^\n`]*)\n(.*?)^```[ \t]*$", re.MULTILINE | re.DOTALL)
@@ -34,7 +31,6 @@ LANGUAGES = ("python", "text", "py", "bash")
 QUOTED_LINES = 15
 CODE_WIDTH = 95             # more than that scrolls sideways on a code host
 WORDS = 1700
-FIGURE_BYTES = 80_000
 
 
 class Fence(NamedTuple):
@@ -194,25 +190,17 @@ def quotes(page: Page) -> list[str]:
 
 
 def symbol_lines(file: str, symbol: str) -> list[str]:
-    """The lines of a function, class, method or constant; none if the file has no such symbol."""
-    if not (ROOT / file).is_file():
+    """The lines of a function, class or method; none if the file does not define it."""
+    try:
+        found = reduce(getattr, symbol.split("."), module_of(file))
+    except (ImportError, AttributeError):
         return []
-    source = (ROOT / file).read_text()
-    place = ast.parse(source)
-    for name in symbol.split("."):
-        found = [node for node in getattr(place, "body", []) if name in names_of(node)]
-        if not found:
-            return []
-        place = found[0]
-    first = min([place.lineno, *(decorator.lineno for decorator in getattr(place, "decorator_list", []))])
-    return source.split("\n")[first - 1:place.end_lineno]
+    found = getattr(found, "fget", found)                       # a property's function
+    return inspect.getsource(found).split("\n") if Path(inspect.getsourcefile(found)) == ROOT / file else []
 
 
-def names_of(node: ast.AST) -> list[str]:
-    if isinstance(node, ast.FunctionDef | ast.ClassDef):
-        return [node.name]
-    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
-    return [target.id for target in targets if isinstance(target, ast.Name)]
+def module_of(file: str) -> ModuleType:
+    return importlib.import_module(file.removesuffix(".py").replace("/", "."))
 
 
 @cache
@@ -220,7 +208,7 @@ def package_names() -> frozenset[str]:
     """What the package's files define at their top: functions and classes."""
     trees = (ast.parse(path.read_text()) for path in (ROOT / "mpvg_minimal").glob("*.py"))
     return frozenset(node.name for tree in trees for node in tree.body
-                     if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name not in ("main",))
+                     if isinstance(node, ast.FunctionDef | ast.ClassDef))
 
 
 def nothing_redefined(page: Page) -> list[str]:
@@ -231,7 +219,7 @@ def nothing_redefined(page: Page) -> list[str]:
 
 
 def commands(page: Page) -> list[str]:
-    """Every command in a bash fence that runs Python names a script or module that exists, and flags that it has."""
+    """A bash fence has commands that run Python: with a script or module that exists, and flags that it has."""
     return [f"line {fence.line}: {problem}" for fence in page.fences("bash")
             for part in re.split(r"\n|&&|\|\||;|\|", fence.source.replace("\\\n", " "))
             for problem in command(shlex.split(part, comments=True))]
@@ -243,51 +231,35 @@ def command(words: list[str]) -> list[str]:
     if not words:
         return []
     program, words = words[0], words[1:]
-    if program == "pytest":
-        return [f"{word} does not exist" for word in words
-                if not word.startswith("-") and "/" in word and not (ROOT / word.split("::")[0]).exists()]
     if program not in ("python", "torchrun"):
-        return []
+        return [f"{program} is neither python nor torchrun"]
     if program == "torchrun":                                   # its own flags come before the script
         words = words[next((k for k, word in enumerate(words) if word.endswith(".py")), len(words)):]
-    if not words:
-        return [f"{program} without a script"]
-    target, flags = (words[1:2] or [""], words[2:]) if words[0] == "-m" else (words[:1], words[1:])
-    try:
-        text = help_of(target[0], words[0] == "-m")
-    except FileNotFoundError:
-        return [f"{target[0]} does not exist"]
-    known = {flag: choices.strip("{}").split(",") if choices else None
-             for flag, choices in re.findall(r"(?<![\w-])(--?[a-zA-Z][\w-]*)(?: (\{[^}]*\}))?", text)}
-    wrong = []
+    as_module = words[0] == "-m"
+    name, *flags = words[as_module:]
+    paths = (f"{name.replace('.', '/')}.py", f"{name.replace('.', '/')}/__main__.py") if as_module else (name,)
+    file = next((path for path in paths if (ROOT / path).is_file()), None)
+    if file is None:
+        return [f"{name} does not exist"]
+    known, wrong = flags_of(file), []
     for word, following in zip(flags, [*flags[1:], ""]):
         flag, _, given = word.partition("=")
         if not re.match(r"--?[a-zA-Z]", word):
             continue
         if flag not in known:
-            wrong.append(f"{target[0]} has no flag {flag}")
-        elif known[flag] and (given or following) not in known[flag]:
-            wrong.append(f"{target[0]} {flag} takes one of {', '.join(known[flag])}, not {given or following!r}")
+            wrong.append(f"{name} has no flag {flag}")
+        elif known[flag] and (given or following) not in map(str, known[flag]):
+            wrong.append(f"{name} {flag} takes one of {', '.join(map(str, known[flag]))}, not {given or following!r}")
     return wrong
 
 
 @cache
-def help_of(target: str, is_module: bool) -> str:
-    """What `python TARGET --help` prints. FileNotFoundError if there is no such script or module of the package."""
-    path = ROOT / (target.replace(".", "/") + ".py" if is_module else target)
-    if not path.is_file() and not (is_module and (path.with_suffix("") / "__main__.py").is_file()):
-        raise FileNotFoundError(path)
-    found_first = [str(ROOT if is_module else path.parent), *sys.path]      # as Python itself does
-    with patch.object(sys, "argv", [str(path), "--help"]), patch.object(sys, "path", found_first), \
-            warnings.catch_warnings(action="ignore"), redirect_stdout(io.StringIO()) as printed:
-        try:
-            if is_module:
-                runpy.run_module(target, run_name="__main__")
-            else:
-                runpy.run_path(str(path), run_name="__main__")
-        except SystemExit:
-            pass
-    return printed.getvalue()
+def flags_of(file: str) -> dict[str, Iterable | None]:
+    """A command's flags, each with the values that it may take; None: any."""
+    from runs import parsers_of  # `pytest tutorials` can do without
+
+    return {flag: action.choices for parser in parsers_of(module_of(file)) for action in parser._actions
+            for flag in action.option_strings}
 
 
 def links(page: Page) -> list[str]:
@@ -314,17 +286,10 @@ def headings(text: str) -> set[str]:
 
 
 def written_figures(page: Page) -> list[str]:
-    """A tutorial's .png is small and is written by one of the tutorial's own python fences."""
+    """A tutorial's .png is written by one of the tutorial's own python fences."""
     code = "".join(fence.source for fence in page.fences("python"))
-    wrong = []
-    for image, _, target in LINK.findall(page.prose):
-        path = page.path.parent / target
-        if image and target.endswith(".png"):
-            if f"tutorials/{target}" not in code:
-                wrong.append(f"{target}: no python fence here writes tutorials/{target}")
-            if path.exists() and path.stat().st_size > FIGURE_BYTES:
-                wrong.append(f"{target}: {path.stat().st_size} bytes, at most {FIGURE_BYTES}")
-    return wrong
+    return [f"{target}: no python fence here writes tutorials/{target}" for image, _, target in LINK.findall(page.prose)
+            if image and target.endswith(".png") and f"tutorials/{target}" not in code]
 
 
 def opening(page: Page) -> list[str]:
