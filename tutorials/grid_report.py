@@ -146,6 +146,7 @@ def origins(runs: list[dict[str, Any]]) -> list[str]:
     for run in runs:
         s = run["settings"]
         images = f"{s['limit']:,} images" if s["limit"] else "all images"
-        lines.add(f"{s['model']} on {run['data']}, {images}, {s['epochs']} epochs, batch {s['batch_size']}; "
-                  f"{run['machine']}, commit {run['environment']['commit']}")
+        epochs = f"{s['epochs']} epoch{'s' * (s['epochs'] > 1)}"
+        lines.add(f"{s['model']} on {run['data']}, {images}, {epochs}, batch {s['batch_size']}; {run['machine']}, "
+                  f"commit {run['environment']['commit']}")
     return sorted(lines)
