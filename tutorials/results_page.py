@@ -3,6 +3,8 @@
 A test compares the page with what this file makes of the JSON. What is not in a file there is not measured.
 """
 import json
+import math
+import statistics
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tutorials")]
 from dense_grid import table as dense_table  # noqa: E402
 from grid_findings import by_depth, correlations, shifts, zeroed  # noqa: E402
 from grid_predictions import predictions_table  # noqa: E402
-from grid_report import claims_table, mean_and_error, origins, paired, short_table  # noqa: E402
+from grid_report import CLAIMS, claims_table, mean_and_error, origins, paired, short_table  # noqa: E402
 
 from mpvg_minimal.tools import cost  # noqa: E402
 
@@ -63,12 +65,21 @@ def experiment(name: str, command: str, *, claims: bool = True) -> list[str]:
     lines = say(f"""`{command}`; {'; '.join(origins(runs))}. Every cell: [`grid_{name}.md`](grid_{name}.md), every run:
                     [`grid_{name}.json`](grid_{name}.json).""") + [short_table(runs), ""]
     if claims:
-        lines += part("The paper's claims", claims_table(runs))
+        lines += part("The paper's claims", claims_table(runs)) + seeds_needed(runs)
         lines += part("The counterbalance, and our predictions (1 to 4)", predictions_table(runs)) + baseline(runs)
     lines += part("Correlation of tokens and delivered PE, after training", correlations(runs))
     lines += part("The last norm: β, and β with c, the shared part of PE there", shifts(runs))
     lines += part("Top-1 lost when PE is taken away in testing alone, in points", zeroed(runs))
     return lines + part("The counterbalance and depth", by_depth(runs))
+
+
+def seeds_needed(runs: list[dict[str, Any]], error: float = 0.2) -> list[str]:
+    """How many seeds a standard error of `error` points takes, for each claim with five seeds or more."""
+    scores = {(run["cell"], run["seed"]): run["top1"] for run in runs}
+    differences = (paired(scores, weights) for _, _, weights, _ in CLAIMS)
+    needed = [str(math.ceil(statistics.variance(values) / error ** 2)) for values in differences if len(values) >= 5]
+    return say(f"""By the spread of these runs, standard errors of {error} points take this many seeds in the first
+        {len(needed)} rows: {', '.join(needed)}.""") if needed else []
 
 
 def baseline(runs: list[dict[str, Any]]) -> list[str]:
