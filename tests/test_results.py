@@ -66,11 +66,11 @@ def test_the_differences_that_are_spoken_of(grid, file, cells):
 
 def test_the_p_values_that_the_readme_speaks_of():
     scores = {(run["cell"], run["seed"]): run["top1"] for run in measured("grid_cifar10_jpeg_twelve")}
-    gap, cls = ([scores[f"{pool} lape", seed] - scores[f"{pool} once", seed] for seed in range(5)]
+    gap, cls = ([scores[f"{pool} lape", seed] - scores[f"{pool} once", seed] for seed in range(6)]
                 for pool in ("gap", "cls"))
     less = [one - other for one, other in zip(gap, cls)]
     found = f"({grid_report.mean_and_error(less, sign='+')}, p {grid_report.p_value(less):.2f})"
-    last_norm = [scores["gap mpvg", seed] - scores["gap pvg", seed] for seed in range(5)]
+    last_norm = [scores["gap mpvg", seed] - scores["gap pvg", seed] for seed in range(6)]
     lape = f"LaPE {grid_report.mean_and_error(gap[:3], sign='+')}"
     for words in (found, lape, f"{grid_report.mean_and_error(last_norm)} (p {grid_report.p_value(last_norm):.2f})"):
         assert words in flat("README.md")
