@@ -5,7 +5,7 @@
 p_0 (1, H, W, D) is added to the tokens before the first block, in the default model ("once") too. PVG and MPVG deliver
 PE from block 1 on (paper: Swin "exceptionally includes layer 0"), block by block across all stages. From one stage to
 the next PE goes through the model's own patch merging, as the tokens do: our inference from Table 1, whose parameter
-counts leave no room for anything new. For Swin-Ti, theirs and ours, in millions: 28.589, 28.598 (PVG), 28.599 (MPVG).
+counts leave no room for more. For Swin-Ti, theirs and ours in millions: 28.589 (once), 28.598 (PVG), 28.599 (MPVG).
 
 Source: paper, Table 1 and text; the patch merging and all the rest are ours.
 Shapes: H x W patches of the first stage, D its width; stage s has H / 2^s x W / 2^s tokens of width 2^s D.

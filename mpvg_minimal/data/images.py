@@ -68,7 +68,7 @@ def read_rgb(path: str | Path, advice: str = "replace or remove it") -> Image.Im
 
 
 def is_image(path: str) -> bool:
-    """True for the name of an image, False for a hidden file. UserError for other names: an image's may be wrong."""
+    """True for the name of an image, False for a hidden file. UserError for any other, perhaps a misspelled image."""
     hidden = Path(path).name.startswith(".")
     if not hidden and not datasets.folder.is_image_file(path):
         raise UserError(f"{path} does not have the name of an image: move it away from the folders of images")

@@ -99,7 +99,7 @@ def all_gather(value: Any) -> list[Any]:
 def first_process_first(function: Callable[[], Any]) -> Any:
     """function(), first in process 0, then in one process of every other machine, then in all others.
 
-    So files that it fetches or writes are made once on every disk. A UserError in one process is soon raised in all.
+    So files that it fetches or writes are made once on every disk. A UserError is raised in all before the next begin.
     """
     stage, result, error = 0 if is_first() else 1 if os.environ.get("LOCAL_RANK") == "0" else 2, None, None
     for number in range(3):

@@ -34,7 +34,7 @@ def write(result: dict[str, Any], path: Path) -> None:
 def interleaved(candidates: dict[str, Callable], *, rounds: int, device: torch.device) -> dict[str, list[float]]:
     """Seconds of each call in each round; two rounds before the first one counted warm everything up.
 
-    Every second round goes backwards, so that no candidate always follows the same one. Processes begin together.
+    Every second round goes backwards, so no candidate always follows the same one. Processes begin each call together.
     """
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     forward, backward = list(candidates.items()), list(candidates.items())[::-1]
