@@ -19,7 +19,7 @@ import torch
 from mpvg_minimal.data import cache, sources
 from mpvg_minimal.data.loading import choose_loader, make_batches, normalizer
 from mpvg_minimal.runtime import distributed
-from mpvg_minimal.runtime.precision import autocast
+from mpvg_minimal.runtime.device import autocast
 from mpvg_minimal.training import checkpoint, flags, folder, recipes
 from mpvg_minimal.training.curves import draw_curves
 from mpvg_minimal.training.folder import choose_out, write_config

@@ -17,15 +17,13 @@ from torch.nn.functional import scaled_dot_product_attention
 class Attention(nn.Module):
     """Multi-head self-attention (MSA), (B, N, D) -> (B, N, D). ValueError if H does not divide D."""
 
-    def __init__(self, width: int, heads: int, *, qkv_bias: bool = True, dropout: float = 0.0,
-                 attention_dropout: float = 0.0):
+    def __init__(self, width: int, heads: int, *, qkv_bias: bool = True, attention_dropout: float = 0.0):
         super().__init__()
         if width % heads:
             raise ValueError(f"{heads} heads do not divide width {width}: choose a width that is a multiple of heads")
         self.heads, self.attention_dropout = heads, attention_dropout
         self.qkv = nn.Linear(width, 3 * width, bias=qkv_bias)
         self.proj = nn.Linear(width, width)
-        self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         B, N, D = x.shape
@@ -33,22 +31,20 @@ class Attention(nn.Module):
         q, k, v = (y.view(heads).transpose(1, 2) for y in self.qkv(x).chunk(3, dim=2))      # 3 x (B, H, N, D / H)
         x = scaled_dot_product_attention(q, k, v, dropout_p=self.attention_dropout if self.training else 0.0)
         x = x.transpose(1, 2).reshape(B, N, D)                              # (B, H, N, D / H) -> (B, N, D)
-        return self.dropout(self.proj(x))
+        return self.proj(x)
 
 
 class Mlp(nn.Module):
     """Two linear maps with a GELU between them, the same for every token, (B, N, D) -> (B, N, D)."""
 
-    def __init__(self, width: int, hidden: int, *, dropout: float = 0.0):
+    def __init__(self, width: int, hidden: int):
         super().__init__()
         self.fc1 = nn.Linear(width, hidden)
         self.act = nn.GELU()
         self.fc2 = nn.Linear(hidden, width)
-        self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.dropout(self.act(self.fc1(x)))                             # (B, N, D) -> (B, N, hidden)
-        return self.dropout(self.fc2(x))                                    # (B, N, hidden) -> (B, N, D)
+        return self.fc2(self.act(self.fc1(x)))                              # (B, N, D) -> (B, N, hidden) -> (B, N, D)
 
 
 class DropPath(nn.Module):
@@ -75,13 +71,13 @@ class Block(nn.Module):
     stochastic_depth: probability of dropping each of the two branches, image by image, in training.
     """
 
-    def __init__(self, width: int, heads: int, *, mlp_ratio: float = 4.0, qkv_bias: bool = True, dropout: float = 0.0,
+    def __init__(self, width: int, heads: int, *, mlp_ratio: float = 4.0, qkv_bias: bool = True,
                  attention_dropout: float = 0.0, stochastic_depth: float = 0.0):
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=1e-6)
-        self.attn = Attention(width, heads, qkv_bias=qkv_bias, dropout=dropout, attention_dropout=attention_dropout)
+        self.attn = Attention(width, heads, qkv_bias=qkv_bias, attention_dropout=attention_dropout)
         self.norm2 = nn.LayerNorm(width, eps=1e-6)
-        self.mlp = Mlp(width, int(width * mlp_ratio), dropout=dropout)
+        self.mlp = Mlp(width, int(width * mlp_ratio))
         self.drop_path = DropPath(stochastic_depth)
 
     def forward(self, x: Tensor, pe: Tensor | None = None) -> Tensor:

@@ -29,7 +29,7 @@ class ViT(nn.Module):
 
     def __init__(self, *, image_size: int | tuple[int, int], patch_size: int, width: int, depth: int, heads: int,
                  mlp_ratio: float = 4.0, num_classes: int = 10, pool: str = "gap", pe: str | PESchedule = "mpvg",
-                 pe_init: str = "learned", pe_std: float = 0.02, qkv_bias: bool = True, dropout: float = 0.0,
+                 pe_init: str = "learned", pe_std: float = 0.02, qkv_bias: bool = True,
                  attention_dropout: float = 0.0, stochastic_depth: float = 0.0, channels: int = 3):
         super().__init__()
         if pool not in ("gap", "cls"):
@@ -41,10 +41,9 @@ class ViT(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width)) if pool == "cls" else None
         self.pe = LayerwisePE(schedule, grid=self.patch_embed.grid, width=width, depth=depth,
                               class_token=pool == "cls", init=pe_init, std=pe_std)
-        self.dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(
-            Block(width, heads, mlp_ratio=mlp_ratio, qkv_bias=qkv_bias, dropout=dropout,
-                  attention_dropout=attention_dropout, stochastic_depth=stochastic_depth * number / max(depth - 1, 1))
+            Block(width, heads, mlp_ratio=mlp_ratio, qkv_bias=qkv_bias, attention_dropout=attention_dropout,
+                  stochastic_depth=stochastic_depth * number / max(depth - 1, 1))
             for number in range(depth))
         self.last_norm = LastNorm(width, with_pe=schedule.at_last_norm is not None)
         self.head = nn.Linear(width, num_classes)
@@ -64,7 +63,6 @@ class ViT(nn.Module):
         input_pe, block_pes, last_pe = self.pe()                    # (1, N, D) each, or None
         if input_pe is not None:
             x = x + input_pe
-        x = self.dropout(x)
         for block, pe in zip(self.blocks, block_pes):
             x = block(x, pe)
         return self.last_norm(x, last_pe)

@@ -19,7 +19,7 @@ from mpvg_minimal.data.device_batches import DeviceBatches
 from mpvg_minimal.data.shapes import Shapes
 from mpvg_minimal.data.sources import SHAPES_STATS, Source
 from mpvg_minimal.dense.detection import Detector
-from mpvg_minimal.runtime.precision import autocast, prepare
+from mpvg_minimal.runtime.device import autocast, prepare
 from mpvg_minimal.training import checkpoint, flags, recipes
 from mpvg_minimal.training.loop import read_running_loss, train_step
 from mpvg_minimal.training.run import start_run

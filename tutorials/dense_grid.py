@@ -29,8 +29,8 @@ from mpvg_minimal.data.loading import make_batches, normalizer
 from mpvg_minimal.dense import __main__ as dense
 from mpvg_minimal.dense import targets
 from mpvg_minimal.dense.tasks import TASKS
+from mpvg_minimal.runtime.device import autocast
 from mpvg_minimal.runtime.files import write_text
-from mpvg_minimal.runtime.precision import autocast
 from mpvg_minimal.tools import finished
 from mpvg_minimal.training import checkpoint, flags
 from mpvg_minimal.training.folder import read_config

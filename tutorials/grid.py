@@ -39,8 +39,8 @@ from torch.utils.data import Subset
 from mpvg_minimal import ViT, balance
 from mpvg_minimal.data import sources
 from mpvg_minimal.data.loading import choose_loader, first_images, make_batches, normalizer
+from mpvg_minimal.runtime.device import autocast
 from mpvg_minimal.runtime.files import write_text
-from mpvg_minimal.runtime.precision import autocast
 from mpvg_minimal.runtime.provenance import device_name
 from mpvg_minimal.tools import plots
 from mpvg_minimal.training import checkpoint, flags, recipes

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
-from ..runtime.precision import full_float32
+from ..runtime.device import full_float32, to_device
 from .sources import Source
 
 TRIES = 10                                          # torchvision draws a rectangle up to ten times until it fits
@@ -95,7 +95,7 @@ def one_operation(images: Tensor, u: Tensor, ops: list[list[Callable]]) -> Tenso
     choice, minus = (u[:, 1] * len(ops)).long(), (u[:, 2] >= 0.5).long()
     group = (count.cumsum(0) - count)[choice] + minus * (count[choice] - 1)             # (B,), among all functions
     group = torch.where(u[:, 0] < 0.5, group, count.sum())                              # the last group: no operation
-    place = group.argsort(stable=True).to(images.device, non_blocking=images.device.type == "cuda")
+    place = to_device(group.argsort(stable=True), images.device)
     parts = images[place].split(group.bincount(minlength=int(count.sum()) + 1).tolist())
     calls = [op for signs in ops for op in signs]
     parts = [op(part) if len(part) else part for op, part in zip([*calls, lambda x: x], parts, strict=True)]
@@ -125,7 +125,7 @@ def augmented(images: Tensor, u: Tensor, source: Source, *, scale: list[float], 
     height, width = images.shape[2:]
     parts = [RECTANGLE, 1, 3, 3, RECTANGLE + 1]
     _, _, first, second, _ = u.split(parts, dim=1)
-    crop, flip, _, _, last = u.to(images.device, non_blocking=images.device.type == "cuda").split(parts, dim=1)
+    crop, flip, _, _, last = to_device(u, images.device).split(parts, dim=1)
     *rectangle, _ = rectangles(crop, scale=scale, ratio=(3 / 4, 4 / 3), height=height, width=width, whole=True)
     images = resized_crop(images, *rectangle)
     images = torch.where((flip < 0.5)[:, :, None, None], images.flip(3), images)

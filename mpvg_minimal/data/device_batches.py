@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ..runtime.device import to_device
 from ..runtime.seeding import generator
 from .batches import Batches, BatchOrder
 from .device_augment import COLUMNS, augmented
@@ -44,7 +45,7 @@ class DeviceBatches:
         for position in range(0, len(steps), together):
             chunk = steps[position:position + together]
             index = torch.cat(chunk)
-            there = index.to(self.images.device, non_blocking=self.images.device.type == "cuda")
+            there = to_device(index, self.images.device)
             images, labels = self.images[there], self.labels[there]
             if u is not None:
                 images = augmented(images, u[index], self.source, **self.augment)

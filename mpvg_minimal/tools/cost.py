@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from ..fold import fold_last_pe
+from ..runtime.device import autocast
 from ..runtime.errors import UserError, one_line_errors
-from ..runtime.precision import autocast
 from ..training import flags
 from ..training.loop import train_step
 from ..training.models import refuse_more_than_fits

@@ -18,6 +18,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from tqdm import tqdm
 
 from ..runtime import distributed
+from ..runtime.device import to_device
 from ..runtime.errors import Interrupted, NonFinite
 from ..runtime.provenance import device_name
 from ..runtime.seeding import seed_device
@@ -89,8 +90,7 @@ def train_epoch(run: Run, batches: Any, *, normalize: Callable, mix: Callable | 
     began, first = time.perf_counter(), run.step
     for images, targets in bar:
         seed_device(run.device, "step", recipe.seed, run.epoch, run.step, distributed.rank())
-        images = normalize(images.to(run.device, non_blocking=run.device.type == "cuda"))
-        targets = targets.to(run.device, non_blocking=run.device.type == "cuda")
+        images, targets = normalize(to_device(images, run.device)), to_device(targets, run.device)
         images, targets = mix(images, targets) if mix else (images, targets)
         rate = learning_rate(run.updates, total, lr=recipe.lr, final_lr=recipe.final_lr, warmup=recipe.warmup,
                              cooldown=recipe.cooldown)

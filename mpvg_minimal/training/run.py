@@ -14,9 +14,9 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..runtime import distributed
+from ..runtime.device import autocast, prepare
 from ..runtime.errors import UserError
 from ..runtime.files import write_text
-from ..runtime.precision import autocast, prepare
 from . import checkpoint
 from .folder import refuse_other_settings
 from .recipes import Recipe

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from ..runtime import distributed
+from ..runtime.device import to_device
 
 
 class Task(NamedTuple):
@@ -40,16 +41,13 @@ def evaluate_batches(model: nn.Module, batches: Any, *, normalize: Callable, dev
 
     normalize: uint8 images on the device -> what the model takes. between: called after each batch, equally often in
     every process, because it may ask the other processes.
-    Copies to MPS are waited for, because what they read could be freed meanwhile (pytorch issue 189690).
     """
     model.eval()
     done = 0
-    for images, targets in batches.epoch():
-        targets = targets.to(device, non_blocking=device.type == "cuda")
+    for done, (images, targets) in enumerate(batches.epoch(), start=1):
         with autocast:
-            output = model(normalize(images.to(device, non_blocking=device.type == "cuda")))
-        yield output, targets
-        done += 1
+            output = model(normalize(to_device(images, device)))
+        yield output, to_device(targets, device)
         between()
     for _ in range(done, len(batches)):                         # this process has no share of the last batch
         between()

@@ -1,7 +1,14 @@
-"""In which precision and by which kernels a GPU computes."""
+"""How tensors come to a device, in which precision it computes, and by which kernels."""
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on that device. The CPU waits for the copy, but not if it goes to CUDA."""
+    # A copy to MPS would read memory that may have been freed meanwhile (pytorch issue 189690).
+    return tensor.to(device, non_blocking=device.type == "cuda")
 
 
 def prepare(device: torch.device) -> None:
