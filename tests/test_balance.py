@@ -68,7 +68,7 @@ def test_counterbalance_does_not_depend_on_the_batch_size():
 
 @pytest.mark.parametrize("training", [True, False])
 def test_counterbalance_leaves_no_trace(training):
-    model, images = tiny("mpvg", dropout=0.5, stochastic_depth=0.5).train(training), random_images()
+    model, images = tiny("mpvg", attention_dropout=0.5, stochastic_depth=0.5).train(training), random_images()
     a, b = counterbalance(model, images), counterbalance(model, images)         # in eval mode: no dropout
     assert all(torch.equal(x.tokens, y.tokens) for x, y in zip(a, b))
     with pytest.raises(ValueError, match="images of shape"):
