@@ -89,11 +89,13 @@ def test_one_part_of_the_delivered_pe():
     assert shared.last_norm.pe_norm(shared.pe.pos_embed).std(1).max() < 1e-5
 
 
-def test_the_plan_holds_the_papers_tables():
-    planned = [cell for cells, _ in grid.TWELVE_PLAN for cell in cells]
-    assert len(planned) == len(set(planned))
-    assert {cell for _, _, weights, _ in grid_report.CLAIMS for cell in weights} <= set(planned)
-    assert grid.TWELVE_PLAN[0] == (grid_cells.MAIN, 5) and len(grid_cells.MAIN) == 8
+def test_the_plan_holds_the_papers_tables_and_is_what_was_trained(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["grid.py", "--twelve"])
+    jobs = grid.planned(grid.parse())
+    assert {cell for _, _, weights, _ in grid_report.CLAIMS for cell in weights} <= {cell for cell, _ in jobs}
+    assert jobs[:40] == [(cell, seed) for seed in range(5) for cell in grid_cells.MAIN]
+    trained = json.loads((ROOT / "results" / "grid_cifar10_jpeg_twelve.json").read_text())
+    assert sorted(jobs) == sorted((run["cell"], run["seed"]) for run in trained)    # each once
 
 
 def gradients(model, images):

@@ -237,8 +237,9 @@ def planned(args: argparse.Namespace) -> list[tuple[str, int]]:
         plan = [(args.cells or [cell for group in groups for cell in GROUPS[group]], 2 if args.tiny else 3)]
     else:
         plan = TWELVE_PLAN
-    return [(cell, args.first_seed + seed) for cells, seeds in plan for seed in range(args.seeds or seeds)
+    jobs = [(cell, args.first_seed + seed) for cells, seeds in plan for seed in range(args.seeds or seeds)
             for cell in cells]
+    return list(dict.fromkeys(jobs))                        # a later line of the plan may add seeds to an earlier one
 
 
 def main() -> None:
