@@ -316,7 +316,6 @@ def test_init_takes_a_classifiers_weights_and_refuses_a_dense_runs(finished, tmp
 
 
 @pytest.mark.parametrize(("flags", "needle"), [
-    (["--task", "segmentation", "--padding", "zeros"], "--padding zeros is for --task detection"),
     (["--task", "detection", "--image-size", "64"], "drawn at 32"), ([], "--task"),
     (["--task", "detection", "--loader", "device"], "--loader device"),
     (["--task", "detection", "--dataset", "coco", "--image-size", "30", "--model", "vit_nano"], "does not divide"),

@@ -14,7 +14,7 @@ MAY_IMPORT = {                                      # room -> the other rooms th
     "tools": {"method", "runtime", "data", "training", "dense"}}
 FILES = sorted(path.relative_to(PACKAGE).with_suffix("") for path in PACKAGE.rglob("*.py"))
 FILES = {".".join(path.parts): path for path in FILES}
-FILE_LINES, FUNCTION_LINES, PACKAGE_LINES = 150, 40, 4799         # the last may be lowered, and never raised
+FILE_LINES, FUNCTION_LINES, PACKAGE_LINES = 150, 40, 4794         # the last may be lowered, and never raised
 TREES = {name: ast.parse((PACKAGE / path).with_suffix(".py").read_text()) for name, path in FILES.items()}
 
 

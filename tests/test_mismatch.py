@@ -90,7 +90,8 @@ def test_every_key_of_the_checkpoint_is_compared(finished, key):
 def test_epochs_may_grow_but_not_shrink(finished, tmp_path):
     shutil.copytree(finished / "shapes", tmp_path / "run")
     flags = (*SHAPES, "--out", tmp_path / "run", "--resume", "--epochs")
-    assert run(*flags, 2).code == 0
+    end = run(*flags, 2)
+    assert end.code == 0 and "started for 1 epochs, now it goes on to 2" in end.out
     grown = final(tmp_path / "run")
     assert [line["epoch"] for line in grown["history"]] == [1, 2]
     assert json.loads((tmp_path / "run" / "config.json").read_text())["settings"]["epochs"] == 2

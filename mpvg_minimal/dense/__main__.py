@@ -8,7 +8,6 @@
 The same story as train_cifar.py, with a head of its own on the tokens: segmentation.py, detection.py, data: targets.py.
 """
 import argparse
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -36,11 +35,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--image-size", type=flags.number(int, least=1, most=flags.LARGEST_IMAGE),
                         help="default: 32 for shapes, otherwise 224")
     parser.add_argument("--init", type=flags.path, metavar="CHECKPOINT", help="begin with a classifier's weights")
-    parser.add_argument("--padding", choices=["zeros", "circular"],
-                        help="of the detector's convolutions (default: circular for shapes, otherwise zeros)")
     args = parser.parse_args()
-    if args.padding and args.task != "detection":
-        raise UserError(f"--padding {args.padding} is for --task detection: the segmenter has no such convolutions")
     if args.loader == "device":
         raise UserError("--loader device holds no masks and boxes: leave it out, dense tasks load by workers")
     if args.compile == "reduce-overhead":
@@ -54,8 +49,6 @@ def train(args: argparse.Namespace, device: torch.device) -> None:
     # 1. Settings
     task, init, amp = TASKS[args.task], take_from_init(args), flags.choose_amp(args.amp, device)
     recipe = flags.adjust(recipes.DENSE_SHAPES[args.task] if args.dataset == "shapes" else recipes.DENSE, args)
-    if args.padding:
-        recipe = replace(recipe, detector={**recipe.detector, "padding": args.padding})
     size = 32 if args.dataset == "shapes" else args.image_size or 224
     settings = flags.settings_of(args, recipe, amp=amp, loader="workers", dataset=args.dataset, image_size=size,
                                  task=args.task, init=init)

@@ -95,9 +95,9 @@ class Run:
         saved = checkpoint.newest(self.out)
         absent = dict.fromkeys(saved["settings"])              # of a setting that this run does not have
         refuse_other_settings(saved["settings"], absent | self.settings, may_differ=("epochs",))
-        if self.settings["epochs"] < saved["settings"]["epochs"]:
-            raise UserError(f"the run was started for {saved['settings']['epochs']} epochs, got --epochs "
-                            f"{self.settings['epochs']}: on resume it may only grow")
+        before, now = saved["settings"]["epochs"], self.settings["epochs"]
+        if now < before:
+            raise UserError(f"the run was started for {before} epochs, got --epochs {now}: on resume it may only grow")
         self.model.load_state_dict(saved["model"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.scaler.load_state_dict(saved["scaler"])
@@ -111,6 +111,8 @@ class Run:
         self.saved_at = f"{self.epoch} epochs and {self.step} steps"
         if distributed.is_first():
             self.write_metrics()                # a kill between checkpoint and metrics leaves these a line short
+            if now > before:
+                print(f"the run was started for {before} epochs, now it goes on to {now}", flush=True)
 
 
 def start_run(model: nn.Module, recipe: Recipe, *, out: Path, device: torch.device, amp: torch.dtype | None = None,
