@@ -60,10 +60,11 @@ CELLS = {name: cell for group in GROUPS.values() for name, cell in group.items()
 # What `--twelve` trains: (cells, seeds), each finished before the next. The last line was added when the others
 # had been seen: the standard errors of MAIN's differences were to be at most 0.2 points.
 MAIN = [cell for cell in GROUPS["main"] if not cell.endswith("none")]
+CONFLICT = ["cls once", "gap once", "cls lape", "gap lape"]
 ABLATIONS = [cell for cell in [*GROUPS["switches"], *GROUPS["middle"], *GROUPS["parts"]] if "LaPE" not in cell]
 TWELVE_PLAN = [(MAIN, 5), (["cls once, PE std 0.2", "gap once, PE std 0.2"], 3), (list(GROUPS["why"]), 3),
                (ABLATIONS, 3), (list(GROUPS["depth"]), 2),
-               (MAIN, 6)]
+               (MAIN, 6), (CONFLICT, 8)]
 
 
 class FreeBias(nn.Module):
