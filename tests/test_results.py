@@ -68,15 +68,15 @@ def test_the_differences_that_are_spoken_of(grid, file, cells):
 def test_the_seeds_and_the_p_values_that_the_prose_speaks_of():
     scores = {}
     for run in measured("grid_cifar10_jpeg_twelve"):
-        scores.setdefault(run["cell"], []).append(run["top1"])              # in the order of the seeds
+        scores.setdefault(run["cell"], {})[run["seed"]] = run["top1"]
     fewest = min(len(scores[cell]) for cell in MAIN)
     for file in ("README.md", "tutorials/04_class_token_or_gap.md"):
         assert f"{['five', 'six', 'seven', 'eight', 'nine', 'ten'][fewest - 5]} seeds or more" in flat(file)
-    gap, cls = ([one - other for one, other in zip(scores[f"{pool} lape"], scores[f"{pool} once"], strict=True)]
+    gap, cls = ([scores[f"{pool} lape"][seed] - scores[f"{pool} once"][seed] for seed in scores["gap lape"]]
                 for pool in ("gap", "cls"))
     less = [one - other for one, other in zip(gap, cls, strict=True)]
     found = f"({grid_report.mean_and_error(less, sign='+')}, p {grid_report.p_value(less):.2f})"
-    last_norm = [one - other for one, other in zip(scores["gap mpvg"], scores["gap pvg"], strict=True)]
+    last_norm = [top1 - scores["gap pvg"][seed] for seed, top1 in scores["gap mpvg"].items()]
     lape = f"LaPE {grid_report.mean_and_error(gap[:3], sign='+')}"
     for words in (found, lape, f"{grid_report.mean_and_error(last_norm)} (p {grid_report.p_value(last_norm):.2f})"):
         assert words in flat("README.md")
