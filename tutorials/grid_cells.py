@@ -64,7 +64,7 @@ CONFLICT = ["cls once", "gap once", "cls lape", "gap lape"]
 ABLATIONS = [cell for cell in [*GROUPS["switches"], *GROUPS["middle"], *GROUPS["parts"]] if "LaPE" not in cell]
 TWELVE_PLAN = [(MAIN, 5), (["cls once, PE std 0.2", "gap once, PE std 0.2"], 3), (list(GROUPS["why"]), 3),
                (ABLATIONS, 3), (list(GROUPS["depth"]), 2),
-               (MAIN, 6), ([*CONFLICT, "gap pvg", "gap mpvg"], 12), (CONFLICT, 13)]
+               (MAIN, 6), ([*CONFLICT, "gap pvg", "gap mpvg"], 12), (CONFLICT, 15)]
 
 
 class FreeBias(nn.Module):
