@@ -1,5 +1,6 @@
 """Every figure on results/README.md and in the README comes from the JSON files in results/."""
 import json
+import statistics
 
 import grid_findings
 import grid_report
@@ -80,6 +81,15 @@ def test_the_seeds_and_the_p_values_that_the_prose_speaks_of():
     lape = f"LaPE {grid_report.mean_and_error(gap[:3], sign='+')}"
     for words in (found, lape, f"{grid_report.mean_and_error(last_norm)} (p {grid_report.p_value(last_norm):.2f})"):
         assert words in flat("README.md")
+
+
+def test_the_errors_of_the_first_nine_claims():
+    scores = {(run["cell"], run["seed"]): run["top1"] for run in measured("grid_cifar10_jpeg_twelve")}
+    differences = [grid_report.paired(scores, weights) for _, _, weights, _ in grid_report.CLAIMS[:9]]
+    assert max(statistics.stdev(values) / len(values) ** 0.5 for values in differences) <= 0.2
+    fewest, most = min(map(len, differences)), max(map(len, differences))
+    words = f"With {fewest} to {most} seeds, the errors of the first nine claims are at most 0.2."
+    assert words in flat("results/README.md")
 
 
 def test_the_correlations_that_the_readme_speaks_of():
