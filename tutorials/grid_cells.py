@@ -58,13 +58,13 @@ GROUPS = {
 CELLS = {name: cell for group in GROUPS.values() for name, cell in group.items()}
 
 # What `--twelve` trains: (cells, seeds), each finished before the next. The last line was added when the others
-# had been seen: the standard errors of MAIN's differences were to be at most 0.2 points.
+# had been seen: MAIN's differences were to have standard errors of at most 0.2 points, and depth a verdict.
 MAIN = [cell for cell in GROUPS["main"] if not cell.endswith("none")]
 CONFLICT = ["cls once", "gap once", "cls lape", "gap lape"]
 ABLATIONS = [cell for cell in [*GROUPS["switches"], *GROUPS["middle"], *GROUPS["parts"]] if "LaPE" not in cell]
 TWELVE_PLAN = [(MAIN, 5), (["cls once, PE std 0.2", "gap once, PE std 0.2"], 3), (list(GROUPS["why"]), 3),
                (ABLATIONS, 3), (list(GROUPS["depth"]), 2),
-               (MAIN, 6), ([*CONFLICT, "gap pvg", "gap mpvg"], 12), (CONFLICT, 15)]
+               (MAIN, 6), ([*CONFLICT, "gap pvg", "gap mpvg"], 12), (CONFLICT, 15), (list(GROUPS["depth"]), 3)]
 
 
 class FreeBias(nn.Module):
