@@ -2,14 +2,15 @@
 
     python tutorials/grid.py --dataset cifar10 --twelve --jobs 2         twelve blocks on a CPU: many hours
     python tutorials/grid.py --dataset cifar10 --reduced                 four blocks, 20,000 images: a lesson in scale
-    python tutorials/grid.py --dataset shapes                            minutes; nothing to download
+    python tutorials/grid.py --dataset shapes --name mine --jobs 2       small images; nothing to download
     python tutorials/grid.py --dataset cifar10 --jobs 4 --compile        ViT-Lite, the published recipe, 100 epochs
     python tutorials/grid.py --dataset cifar10 --groups main why         only these groups of cells
     python tutorials/grid.py --dataset shapes --tiny --name tiny         every cell for one epoch of 256 images
 
 All other flags are train_cifar.py's. The cells: grid_cells.py. Finished runs are skipped: stop the command at any time
 and start it again. It writes results/grid_NAME.json, every run with its settings and measurements, and from that file
-alone results/grid_NAME.md and the figures; and maps of tokens and PE for two trained models.
+alone results/grid_NAME.md and the figures; and maps of tokens and PE for two trained models. The runs of
+results/grid_shapes.json are of an older commit and can't be paired with new ones: give yours a NAME of their own.
 """
 # The package first: from here on Ctrl-C is one line, also while torch is imported.
 import sys
